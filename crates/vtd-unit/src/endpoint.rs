@@ -1,0 +1,494 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a PCIe function has towards its root complex: DMA, address translation services (ATS) with a
+//! translation cache of its own, page requests and messages. Device models see this and nothing more.
+
+use std::sync::Arc;
+
+use vm_memory::bitmap::MS;
+use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vtd_spec::{AddressRange, AtsResponse, FaultReason, Pasid, ResponseCode, SourceId};
+
+use crate::fault::{AddressType, Blocked, Fault, FaultType};
+use crate::function::{Cache, Function, Miss, is_interrupt_range};
+use crate::memory::compare_exchange_u64;
+use crate::notify::Message;
+use crate::pinned::Pinned;
+use crate::unit::Core;
+
+/// Who asks: what a request carries besides address, length and direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Requester {
+    /// The PASID prefix of the request; `None` for a request without PASID.
+    pub pasid: Option<Pasid>,
+    /// Privileged Mode Requested; meaningful with a PASID only.
+    pub privileged: bool,
+}
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Reads memory.
+    Read,
+    /// Writes memory.
+    Write,
+    /// An AtomicOp: needs both rights.
+    Atomic,
+}
+
+/// Why a DMA did not happen. The unit has recorded its fault, where one is due, before this is returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DmaError {
+    /// ATS is on and the translation request succeeded without the wanted right: a page request may cure it.
+    #[error("no translation for {address:#x} (write: {write})")]
+    PageFault {
+        /// The first address that could not be accessed, as the device named it.
+        address: u64,
+        /// The access wanted to write.
+        write: bool,
+    },
+    /// ATS is on and the translation request was answered Unsupported Request or Completer Abort.
+    #[error("translation request for {address:#x} refused")]
+    TranslationRefused {
+        /// The address of the request.
+        address: u64,
+        /// Completer Abort rather than Unsupported Request.
+        completer_abort: bool,
+    },
+    /// An untranslated or translated request was answered Unsupported Request: a fault of the unit, or no memory
+    /// behind the translated address. A posted write fails without the device seeing it on real hardware.
+    #[error("request for {address:#x} refused")]
+    Refused {
+        /// The first address that could not be accessed.
+        address: u64,
+    },
+}
+
+/// A page request message. \[PCIe 10.4.1; S 7.4\]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// PASID and privilege of the request.
+    pub requester: Requester,
+    /// The page: bits 11:0 are ignored.
+    pub address: u64,
+    /// Read access requested. A request with neither right that is `last` is a stop marker.
+    pub read: bool,
+    /// Write access requested.
+    pub write: bool,
+    /// Last request of its group: the only one that is answered.
+    pub last: bool,
+    /// Page request group index, 9 bits.
+    pub group: u16,
+}
+
+/// A page group response message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageGroupResponse {
+    /// The PASID of the request, where it had one.
+    pub pasid: Option<Pasid>,
+    /// The group index of the request.
+    pub group: u16,
+    /// The answer.
+    pub code: ResponseCode,
+}
+
+/// A device-TLB invalidation as the function receives it. \[PCIe 10.3; S 6.5.2.5, 6.5.2.6\]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceTlbInvalidation {
+    /// The PASID whose translations go; `None` for those of requests without PASID.
+    pub pasid: Option<Pasid>,
+    /// Global Invalidate: all PASIDs.
+    pub global: bool,
+    /// The pages.
+    pub range: AddressRange,
+}
+
+/// What a function hears from its root complex. Called with no lock of the unit held.
+pub trait EndpointSink: Send + Sync {
+    /// A page group response arrived. May be called on the thread that sends the request, before
+    /// [`Endpoint::page_request`] returns.
+    fn page_group_response(&self, response: PageGroupResponse);
+
+    /// As [`Self::page_group_response`], where the unit answers a request that software will not see. The PASID is as the
+    /// function named it, which makes a difference where [`Endpoint::translate_pasids`] is in force.
+    fn automatic_page_group_response(&self, response: PageGroupResponse) {
+        self.page_group_response(response);
+    }
+
+    /// A device-TLB invalidation arrived. The endpoint's own translation cache has dropped the range and no access
+    /// that used it is in flight any more; a model that keeps translations of its own drops them before it
+    /// returns, which completes the invalidation. Must not wait for a processor of the guest.
+    fn device_tlb_invalidation(&self, _invalidation: DeviceTlbInvalidation) {}
+
+    /// A request was blocked because its PASID stands for none of the unit's tables, and nothing was recorded. Only
+    /// where [`Endpoint::translate_pasids`] is in force.
+    fn pasid_refused(&self, _requester: Requester, _address: u64, _access: Access) {}
+}
+
+/// A function's port into the unit. Cheap to clone; each clone is the same function.
+///
+/// ```
+/// use std::sync::Arc;
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+/// use vtd_unit::{EndpointSink, Message, Notify, PageGroupResponse, Requester, SourceId, Unit, UnitConfig};
+///
+/// struct Quiet;
+/// impl Notify for Quiet {
+///     fn message(&self, _: Message) {}
+/// }
+/// impl EndpointSink for Quiet {
+///     fn page_group_response(&self, _: PageGroupResponse) {}
+/// }
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
+/// memory.write_obj(7u32, GuestAddress(0x1000)).unwrap();
+/// let unit = Unit::new(&UnitConfig::default(), Arc::new(memory), Arc::new(Quiet)).unwrap();
+/// let endpoint = unit.endpoint(SourceId::new(0, 2, 0), Arc::new(Quiet));
+/// let mut data = [0; 4];
+/// // Remapping is off after power-up: what the device names is a physical address.
+/// endpoint.read(Requester::default(), 0x1000, &mut data).unwrap();
+/// assert_eq!(data, [7, 0, 0, 0]);
+/// ```
+pub struct Endpoint<M> {
+    core: Arc<Core<M>>,
+    function: Arc<Function>,
+}
+
+impl<M> Clone for Endpoint<M> {
+    fn clone(&self) -> Self {
+        Self { core: Arc::clone(&self.core), function: Arc::clone(&self.function) }
+    }
+}
+
+/// Times that caches may have to be filled again under an access before it shuts invalidations out.
+const SHARED_TRIES: usize = 16;
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
+    pub(crate) fn new(core: Arc<Core<M>>, function: Arc<Function>) -> Self {
+        Self { core, function }
+    }
+
+    /// The function's source-id.
+    pub fn source_id(&self) -> SourceId {
+        self.function.source_id
+    }
+
+    /// The function's ATS Enable: with it, accesses go through the endpoint's translation cache and translation
+    /// requests; without it they are untranslated. Turning it off empties the cache.
+    pub fn set_ats_enabled(&self, enabled: bool) {
+        self.function.write().set_ats_enabled(enabled);
+    }
+
+    /// Reads `data.len()` bytes at `address`. May cross pages.
+    ///
+    /// # Errors
+    ///
+    /// Why and where it stopped; the bytes before that address have been read.
+    pub fn read(&self, requester: Requester, address: u64, data: &mut [u8]) -> Result<(), DmaError> {
+        self.access(requester, address, data.len(), Access::Read, &mut |offset, slice| {
+            slice.copy_to(&mut data[offset..offset + slice.len()]);
+        })
+    }
+
+    /// Writes `data` at `address`. May cross pages. One doubleword without PASID in the interrupt range is a message.
+    ///
+    /// # Errors
+    ///
+    /// Why and where it stopped; the bytes before that address have been written.
+    pub fn write(&self, requester: Requester, address: u64, data: &[u8]) -> Result<(), DmaError> {
+        if requester.pasid.is_none()
+            && is_interrupt_range(address)
+            && address.is_multiple_of(4)
+            && let Ok(dword) = <[u8; 4]>::try_from(data)
+        {
+            self.message(Message { address, data: u32::from_le_bytes(dword) });
+            return Ok(());
+        }
+        self.access(requester, address, data.len(), Access::Write, &mut |offset, slice| {
+            slice.copy_from(&data[offset..offset + slice.len()]);
+        })
+    }
+
+    /// Shows `f` the memory behind `length` bytes at `address`, a piece at a time, in order: each call gets the
+    /// offset of the piece in the range and the piece (at most one page of 4 KiB). No invalidation that concerns the
+    /// translation completes while `f` runs, so `f` must not block.
+    ///
+    /// # Errors
+    ///
+    /// Why and where it stopped; `f` has seen everything before that address.
+    pub fn access(
+        &self,
+        requester: Requester,
+        address: u64,
+        length: usize,
+        access: Access,
+        f: &mut dyn FnMut(usize, VolatileSlice<'_, MS<'_, M>>),
+    ) -> Result<(), DmaError> {
+        self.each_page(requester, address, length, access, |offset, output, count| {
+            let slice = self.core.memory.get_slice(GuestAddress(output), count).map_err(|_| ())?;
+            f(offset, slice);
+            Ok(())
+        })
+    }
+
+    /// Checks that the whole range can be accessed, without touching the data (the page tables' accessed and dirty
+    /// bits are set as for the access).
+    ///
+    /// # Errors
+    ///
+    /// Why and where the access would stop.
+    pub fn probe(
+        &self,
+        requester: Requester,
+        address: u64,
+        length: usize,
+        access: Access,
+    ) -> Result<(), DmaError> {
+        self.each_page(requester, address, length, access, |_, output, count| {
+            self.core.memory.get_slice(GuestAddress(output), count).map(drop).map_err(|_| ())
+        })
+    }
+
+    /// Replaces the naturally aligned quadword at `address` by `new` if it is `current`; returns what was found. An
+    /// AtomicOp: needs both rights.
+    ///
+    /// # Errors
+    ///
+    /// Why it did not happen; an unaligned address is [`DmaError::Refused`].
+    pub fn compare_and_swap(
+        &self,
+        requester: Requester,
+        address: u64,
+        current: u64,
+        new: u64,
+    ) -> Result<u64, DmaError> {
+        if !address.is_multiple_of(8) {
+            return Err(DmaError::Refused { address });
+        }
+        let mut found = current;
+        self.each_page(requester, address, 8, Access::Atomic, |_, output, _| {
+            if let Err(other) =
+                compare_exchange_u64(&*self.core.memory, output, current, new).map_err(|_| ())?
+            {
+                found = other;
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Holds this function's invalidations off and shows memory as `requester` sees it, for device models that work on
+    /// vm-memory's traits. `first` is an address that is about to be accessed: what the fault record names where the
+    /// requester has no address space at all.
+    ///
+    /// # Errors
+    ///
+    /// Why the requester has none.
+    pub fn pin(&self, requester: Requester, first: u64) -> Result<Pinned<'_, M>, DmaError> {
+        for _ in 0..SHARED_TRIES {
+            let cache = self.function.read();
+            if !cache.needs_resolving(requester) {
+                return Ok(Pinned::new(self, cache, requester, Arc::clone(&self.core.notify)));
+            }
+            drop(cache);
+            self.miss(Miss::Unresolved, requester, first, Access::Read)?;
+        }
+        Err(DmaError::Refused { address: first })
+    }
+
+    pub(crate) fn memory(&self) -> &M {
+        &self.core.memory
+    }
+
+    /// One translation under a pin; on failure the fault is recorded and the message that announces it returned.
+    pub(crate) fn translate_pinned(
+        &self,
+        cache: &Cache,
+        requester: Requester,
+        address: u64,
+        access: Access,
+    ) -> Result<u64, Option<Message>> {
+        cache.translate(&*self.core.memory, &self.core.capabilities, requester, address, access).map_err(
+            |miss| match miss {
+                Miss::Blocked(blocked, address_type)
+                    if !blocked.suppressed && is_recorded(blocked.reason, address_type) =>
+                {
+                    let pasid = cache.host_pasid(requester.pasid).unwrap_or(requester.pasid);
+                    let requester = Requester { pasid, ..requester };
+                    let fault = self.fault(blocked.reason, requester, address, access, address_type);
+                    self.core.registers().record_fault(&fault)
+                }
+                _ => None,
+            },
+        )
+    }
+
+    /// Translates page by page and calls `f` with the offset in the range, the output address and the length of each
+    /// piece, with invalidations held off. `f` fails where there is no memory.
+    #[inline]
+    fn each_page(
+        &self,
+        requester: Requester,
+        address: u64,
+        length: usize,
+        access: Access,
+        mut f: impl FnMut(usize, u64, usize) -> Result<(), ()>,
+    ) -> Result<(), DmaError> {
+        let (memory, capabilities) = (&*self.core.memory, &self.core.capabilities);
+        let mut cache = self.function.read();
+        let mut offset = 0;
+        let mut misses = 0;
+        while offset < length {
+            let at = address.wrapping_add(offset as u64);
+            if at < address {
+                return Err(DmaError::Refused { address: at });
+            }
+            let count = (length - offset).min(4096 - (at & 0xfff) as usize);
+            match cache.translate(memory, capabilities, requester, at, access) {
+                Ok(output) => {
+                    f(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
+                    offset += count;
+                }
+                Err(miss) => {
+                    drop(cache);
+                    misses += 1;
+                    if misses > SHARED_TRIES {
+                        // The guest invalidates as fast as this fills: one piece with the guest shut out.
+                        let mut exclusive = self.function.write();
+                        let kind = exclusive.kind();
+                        let result = exclusive
+                            .resolve(memory, capabilities, self.source_id(), requester, kind)
+                            .map_err(|blocked| Miss::Blocked(blocked, exclusive.address_type()))
+                            .and_then(|()| exclusive.translate(memory, capabilities, requester, at, access));
+                        match result {
+                            Ok(output) => {
+                                f(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
+                                offset += count;
+                            }
+                            Err(miss) => {
+                                drop(exclusive);
+                                return Err(self.refuse(miss, requester, at, access));
+                            }
+                        }
+                    } else {
+                        self.miss(miss, requester, at, access)?;
+                    }
+                    cache = self.function.read();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// After a miss, with no lock held: fills what was missing, or says why the access fails.
+    #[cold]
+    fn miss(&self, miss: Miss, requester: Requester, address: u64, access: Access) -> Result<(), DmaError> {
+        let Miss::Unresolved = miss else { return Err(self.refuse(miss, requester, address, access)) };
+        let resolved = {
+            let mut cache = self.function.write();
+            if cache.ats_enabled() && !cache.remapping.enabled {
+                // Unsupported Request, and not logged. [S 4.2.1]
+                return Err(DmaError::TranslationRefused { address, completer_abort: false });
+            }
+            let kind = cache.kind();
+            let (memory, capabilities) = (&*self.core.memory, &self.core.capabilities);
+            cache
+                .resolve(memory, capabilities, self.source_id(), requester, kind)
+                .map_err(|blocked| Miss::Blocked(blocked, cache.address_type()))
+        };
+        resolved.map_err(|miss| self.refuse(miss, requester, address, access))
+    }
+
+    /// What the function is told of a request that is not carried out; records the fault where one is due.
+    #[cold]
+    fn refuse(&self, miss: Miss, requester: Requester, address: u64, access: Access) -> DmaError {
+        let write = access != Access::Read;
+        let Miss::Blocked(blocked, address_type) = miss else {
+            return DmaError::PageFault { address, write };
+        };
+        let response = match address_type {
+            AddressType::Translation => Some(blocked.reason.ats_response()),
+            _ => None,
+        };
+        let recoverable = matches!(response, Some(AtsResponse::Success0 | AtsResponse::Effective));
+        if is_recorded(blocked.reason, address_type) {
+            let host = self.function.read().host_pasid(requester.pasid);
+            match host {
+                Some(pasid) => {
+                    let requester = Requester { pasid, ..requester };
+                    let fault = self.fault(blocked.reason, requester, address, access, address_type);
+                    self.core.record_fault(blocked, &fault);
+                }
+                None => self.function.sink.pasid_refused(requester, address, access),
+            }
+        }
+        match response {
+            None => DmaError::Refused { address },
+            Some(_) if recoverable => DmaError::PageFault { address, write },
+            Some(response) => DmaError::TranslationRefused {
+                address,
+                completer_abort: response == AtsResponse::CompleterAbort,
+            },
+        }
+    }
+
+    /// From now on the PASIDs that the device uses stand for PASIDs of the unit's tables that need not be the same, at
+    /// first for none: the port of a mediated function. The sink hears PASIDs of the unit's tables.
+    pub fn translate_pasids(&self) {
+        self.function.write().translate_pasids();
+    }
+
+    /// Makes a PASID of the device stand for `host` of the unit's tables, or for none. One to one: whatever stood for
+    /// `host` before no longer does. No access by the former meaning is in flight when this returns.
+    pub fn set_pasid_translation(&self, device: Pasid, host: Option<Pasid>) {
+        self.function.write().set_pasid_translation(device, host);
+    }
+
+    fn fault(
+        &self,
+        reason: FaultReason,
+        requester: Requester,
+        address: u64,
+        access: Access,
+        address_type: AddressType,
+    ) -> Fault {
+        let kind = match access {
+            // A translation request is a read. [S 4.1.2]
+            _ if address_type == AddressType::Translation => FaultType::Read,
+            Access::Read => FaultType::Read,
+            Access::Write => FaultType::Write,
+            Access::Atomic => FaultType::Atomic,
+        };
+        let Requester { pasid, privileged } = requester;
+        Fault { reason, source_id: self.source_id(), pasid, privileged, address, kind, address_type }
+    }
+
+    /// Sends a page request. Its group's response comes to the sink.
+    pub fn page_request(&self, request: PageRequest) {
+        self.core.page_request(&self.function, request);
+    }
+
+    /// Sends a message-signalled interrupt: a DWORD write without PASID. It is remapped where that is enabled.
+    pub fn message(&self, message: Message) {
+        self.core.interrupt(&self.function, message);
+    }
+
+    /// Records a fault that whoever really translates for this function has reported, with the ids of this unit's
+    /// software. What the tables' FPD bits say was the reporter's to honour.
+    pub fn report_fault(&self, reason: FaultReason, requester: Requester, address: u64, access: Access) {
+        let fault = self.fault(reason, requester, address, access, AddressType::Untranslated);
+        self.core.record_fault(Blocked::new(reason, false), &fault);
+    }
+
+    /// Sends an invalidation completion that answers nothing: what a broken function does. The unit reports an
+    /// Invalidation Completion Error. \[S 6.5.2.10\]
+    pub fn unsolicited_invalidation_completion(&self) {
+        self.core.invalidation_completion_error(self.source_id());
+    }
+}
+
+/// Whether a blocked request leaves a record: of translation requests, what a page request may cure does not.
+/// \[S 7.1.2\]
+fn is_recorded(reason: FaultReason, address_type: AddressType) -> bool {
+    address_type != AddressType::Translation || reason.is_recorded_for_translation_request()
+}

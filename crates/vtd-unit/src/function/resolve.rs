@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the caches hold of context and PASID entries, and how they come to hold it.
+
+use std::collections::HashSet;
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::{Capabilities, FaultReason, Pasid, SourceId, TranslationTableMode};
+
+use super::{Bound, Cache, Domain, Key, MAX_SPACES, Miss, Remapping, RequestKind};
+use crate::context::{Context, read_context};
+use crate::endpoint::Requester;
+use crate::fault::{AddressType, Blocked};
+use crate::legacy::read_legacy_context;
+use crate::pasid::read_pasid_entry;
+use crate::pasid_translation::PasidTranslation;
+
+impl Cache {
+    /// Whether a page request of this function and PASID may be queued.
+    pub(crate) fn check_page_request(&self, requester: Requester) -> Result<(), Miss> {
+        let context = self.context.as_ref().ok_or(Miss::Unresolved)?;
+        if !context.pre {
+            let reason = if context.legacy.is_some() { FaultReason::Rta3 } else { FaultReason::Sct8 };
+            return Err(Miss::Blocked(Blocked::new(reason, context.fpd), AddressType::Untranslated));
+        }
+        if !self.remapping.enabled || !self.spaces.contains_key(&Key::new(requester.pasid)) {
+            return Err(Miss::Unresolved);
+        }
+        Ok(())
+    }
+
+    /// Forgets what the caches hold for the page of a page request. \[S 6.5.3.1\]
+    pub(crate) fn forget_page(&self, requester: Requester, address: u64) {
+        if let Some(bound) = self.spaces.get(&Key::new(requester.pasid)) {
+            self.iotlb.forget_page(&bound.cached, address);
+            if let Some(structures) = &self.structures {
+                structures.forget_page(&bound.tables, address);
+            }
+        }
+    }
+
+    /// Whether [`Self::resolve`] must come before [`Self::translate`].
+    pub(crate) fn needs_resolving(&self, requester: Requester) -> bool {
+        let resolved = self.spaces.contains_key(&Key::new(requester.pasid))
+            && self.context.is_some()
+            && (!self.ats_enabled || self.device_spaces.contains_key(&Key::device(requester)));
+        !resolved && (self.remapping.enabled || self.ats_enabled)
+    }
+
+    /// Caches what a request needs: the context entry, the PASID entry and, with ATS, room in the device-TLB.
+    pub(crate) fn resolve<M: GuestMemoryBackend + ?Sized>(
+        &mut self,
+        memory: &M,
+        capabilities: &Capabilities,
+        source_id: SourceId,
+        requester: Requester,
+        kind: RequestKind,
+    ) -> Result<(), Blocked> {
+        let context = match self.context {
+            Some(context) => context,
+            None => *self.context.insert(find_context(
+                memory,
+                capabilities,
+                &self.remapping,
+                source_id,
+                requester,
+                kind,
+            )?),
+        };
+        let blocked = |reason| Err(Blocked::new(reason, context.fpd));
+        if context.legacy.is_some() {
+            match kind {
+                RequestKind::PageRequest => return blocked(FaultReason::Rta3),
+                _ if requester.pasid.is_some() => return blocked(FaultReason::Rta2),
+                RequestKind::Translation if !context.dte => return blocked(FaultReason::Lct5),
+                _ => {}
+            }
+        }
+        if kind == RequestKind::Translation && !context.dte {
+            return blocked(FaultReason::Sct5);
+        }
+        if requester.pasid.is_some() && !context.paside {
+            return blocked(FaultReason::Sct6);
+        }
+        if kind == RequestKind::PageRequest && !context.pre {
+            return blocked(FaultReason::Sct8);
+        }
+        let Some(host) = self.host_pasid(requester.pasid) else {
+            // Its host has bound nothing to this PASID of the device.
+            return Err(Blocked { reason: FaultReason::Spt2, suppressed: true });
+        };
+        let pasid = match host {
+            None => context.rid_pasid,
+            Some(pasid) if u64::from(pasid.get()) >= 2 << capabilities.ecap.pss() => {
+                return blocked(FaultReason::Sgn10);
+            }
+            Some(pasid) if pasid.get() >= context.pasid_limit => return blocked(FaultReason::Sct7),
+            Some(pasid) if pasid == context.rid_pasid => return blocked(FaultReason::Sct9),
+            Some(pasid) => pasid,
+        };
+        let key = Key::new(requester.pasid);
+        if !self.spaces.contains_key(&key) {
+            let address_space = match context.legacy {
+                Some(space) => space,
+                None => read_pasid_entry(memory, capabilities, &context, pasid)?,
+            };
+            if self.spaces.len() >= MAX_SPACES {
+                self.forget_spaces();
+            }
+            let structures = self.structures.as_mut();
+            let [tables, second] = structures.map_or_else(Default::default, |tlb| [tlb.space(), tlb.space()]);
+            let domain = self.domains.entry(address_space.domain);
+            domain.or_insert_with(|| Domain { keys: HashSet::default(), second }).keys.insert(key);
+            let privileged = context.rid_priv && requester.pasid.is_none();
+            let bound = Bound { address_space, privileged, cached: self.iotlb.space(), tables };
+            self.spaces.insert(key, bound);
+        }
+        if self.ats_enabled {
+            if self.device_spaces.len() >= MAX_SPACES {
+                self.device_spaces.clear();
+            }
+            let device_tlb = &mut self.device_tlb;
+            self.device_spaces.entry(Key::device(requester)).or_insert_with(|| device_tlb.space());
+        }
+        Ok(())
+    }
+
+    /// The PASID of the unit's tables that a PASID of the device stands for; `None` where it stands for none.
+    pub(crate) fn host_pasid(&self, device: Option<Pasid>) -> Option<Option<Pasid>> {
+        match (&self.translation, device) {
+            (Some(translation), Some(pasid)) => translation.host(pasid).map(Some),
+            _ => Some(device),
+        }
+    }
+
+    /// The reverse of [`Self::host_pasid`].
+    pub(super) fn device_pasid(&self, host: Pasid) -> Option<Pasid> {
+        self.translation.as_ref().map_or(Some(host), |translation| translation.device(host))
+    }
+
+    /// From now on the device's PASIDs stand for others: at first for none.
+    pub(crate) fn translate_pasids(&mut self) {
+        self.translation = Some(PasidTranslation::default());
+        self.forget_spaces();
+        self.device_spaces.clear();
+    }
+
+    /// Makes a PASID of the device stand for `host`, or for none.
+    pub(crate) fn set_pasid_translation(&mut self, device: Pasid, host: Option<Pasid>) {
+        let Some(translation) = &mut self.translation else { return };
+        let stale = [Some(device), host.and_then(|host| translation.device(host))];
+        match host {
+            Some(host) => translation.map(device, host),
+            None => translation.unmap(device),
+        }
+        for device in stale.into_iter().flatten() {
+            let key = Key::new(Some(device));
+            if let Some(bound) = self.spaces.remove(&key)
+                && let Some(domain) = self.domains.get_mut(&bound.address_space.domain)
+            {
+                domain.keys.remove(&key);
+            }
+            for privileged in [false, true] {
+                let requester = Requester { pasid: Some(device), privileged };
+                self.device_spaces.remove(&Key::device(requester));
+            }
+        }
+    }
+}
+
+/// The context entry of a function, in the mode that the unit is in.
+pub(crate) fn find_context<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    capabilities: &Capabilities,
+    remapping: &Remapping,
+    source_id: SourceId,
+    requester: Requester,
+    kind: RequestKind,
+) -> Result<Context, Blocked> {
+    let blocked = |reason| Err(Blocked::new(reason, false));
+    match remapping.mode {
+        TranslationTableMode::Scalable if capabilities.ecap.smts() => {
+            read_context(memory, capabilities, remapping.root_table, source_id)
+        }
+        TranslationTableMode::AbortDma if capabilities.ecap.adms() => blocked(FaultReason::Rta4),
+        TranslationTableMode::Legacy if kind == RequestKind::PageRequest => blocked(FaultReason::Rta3),
+        TranslationTableMode::Legacy if requester.pasid.is_some() => blocked(FaultReason::Rta2),
+        TranslationTableMode::Legacy => {
+            read_legacy_context(memory, capabilities, remapping.root_table, source_id)
+        }
+        _ => blocked(FaultReason::Rta1),
+    }
+}

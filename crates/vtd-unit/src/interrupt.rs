@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Interrupt remapping: from a function's message to the message that reaches the processors. \[S 5.1\]
+//!
+//! Nothing of the table is cached: each interrupt reads its entry once, under the lock that an interrupt entry cache
+//! invalidation takes. Its message is sent with the lock released, so one that was remapped just before the invalidation
+//! may arrive just after it.
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::interrupt::Interrupt;
+use vtd_spec::{
+    FaultReason, InterruptRemapEntry, InterruptRemapTableAddress, InterruptRequest, MsiMessage,
+    RemappableRequest, SourceId,
+};
+
+use crate::fault::{AddressType, Blocked, Fault, FaultType};
+use crate::function::Function;
+use crate::memory::load_qwords;
+use crate::notify::Message;
+use crate::unit::Core;
+
+/// The state that decides what becomes of an interrupt request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct InterruptRemapping {
+    /// GSTS.IRES.
+    pub enabled: bool,
+    /// GSTS.CFIS: requests in compatibility format pass.
+    pub compatibility: bool,
+    /// IRTA, as latched.
+    pub table: InterruptRemapTableAddress,
+}
+
+impl<M: GuestMemoryBackend> Core<M> {
+    /// Takes an interrupt request of a function: delivers it, remapped or not, or records why it is blocked.
+    /// \[S 5.1.4; order as reference H.2\]
+    pub(crate) fn interrupt(&self, function: &Function, message: Message) {
+        let source_id = function.source_id;
+        match self.remap(source_id, message) {
+            Ok(message) => function.messages.message(message),
+            Err((blocked, index)) => self.record_fault(
+                blocked,
+                &Fault {
+                    reason: blocked.reason,
+                    source_id,
+                    pasid: None,
+                    privileged: false,
+                    address: u64::from(index) << 48,
+                    kind: FaultType::Write,
+                    address_type: AddressType::Untranslated,
+                },
+            ),
+        }
+    }
+
+    fn remap(&self, source_id: SourceId, message: Message) -> Result<Message, (Blocked, u16)> {
+        let remapping = self.interrupts();
+        if !remapping.enabled {
+            return Ok(message);
+        }
+        let request = InterruptRequest::decode(MsiMessage { address: message.address, data: message.data });
+        let request = match request {
+            // A message elsewhere is a write that the function has mistaken for one.
+            None => return Err((Blocked::new(FaultReason::Ir29, false), 0)),
+            Some(InterruptRequest::Compatibility(_)) => {
+                let passes = remapping.compatibility && !remapping.table.eime();
+                let blocked = (Blocked::new(FaultReason::Ir25, false), 0);
+                return if passes { Ok(message) } else { Err(blocked) };
+            }
+            Some(InterruptRequest::Remappable(request)) => request,
+        };
+        self.remap_entry(source_id, &request, remapping.table)
+            .map(|message| Message { address: message.address, data: message.data })
+            .map_err(|blocked| (blocked, request.index() as u16))
+    }
+
+    fn remap_entry(
+        &self,
+        source_id: SourceId,
+        request: &RemappableRequest,
+        table: InterruptRemapTableAddress,
+    ) -> Result<MsiMessage, Blocked> {
+        let blocked = |reason| Err(Blocked::new(reason, false));
+        if request.reserved() {
+            return blocked(FaultReason::Ir20);
+        }
+        if u64::from(request.index()) >= 2 << table.s() {
+            return blocked(FaultReason::Ir21);
+        }
+        let address = table.irta().wrapping_add(u64::from(request.index()) * 16);
+        let Ok(qwords) = load_qwords(&*self.memory, address) else { return blocked(FaultReason::Ir23) };
+        let entry = InterruptRemapEntry::from_qwords(qwords);
+        let blocked = |reason| Err(Blocked::new(reason, entry.fpd()));
+        if !entry.p() {
+            return blocked(FaultReason::Ir22);
+        }
+        let eime = table.eime();
+        if entry.reserved(eime, &self.capabilities) || entry.source_validation().is_none() {
+            return blocked(FaultReason::Ir24);
+        }
+        if !entry.admits(source_id) {
+            return blocked(FaultReason::Ir26);
+        }
+        let Some(interrupt) = Interrupt::remapped(&entry, eime) else { return blocked(FaultReason::Ir24) };
+        Ok(interrupt.message().unwrap_or_else(|| interrupt.message_with_32_bit_destination()))
+    }
+}

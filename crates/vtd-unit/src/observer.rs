@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What someone who mirrors the unit's tables elsewhere hears and reads: the software's invalidations in queue order,
+//! and its PASID entries, each read once.
+
+use std::ops::ControlFlow;
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::{Descriptor, DomainId, Pasid, PasidDirectoryEntry, SourceId};
+
+use crate::context::Context;
+use crate::endpoint::Requester;
+use crate::fault::Blocked;
+use crate::function::{RequestKind, find_context};
+use crate::memory::load_u64;
+use crate::pasid::{AddressSpace, Stage, read_pasid_entry};
+use crate::unit::Unit;
+
+/// Hears what software tells the unit. Called in queue order by the one worker of the queue, with no lock held.
+pub trait Observer: Send + Sync {
+    /// An invalidation has been carried out on the unit's own caches.
+    fn invalidated(&self, descriptor: &Descriptor);
+
+    /// A wait descriptor is about to complete: what was heard before it must be in effect when this returns.
+    /// `page_request_drain` is its PD flag: software expects no more answers to be owed for what it has invalidated.
+    fn complete(&self, page_request_drain: bool);
+
+    /// Unit-wide state changed: remapping was enabled or disabled, the root table pointer was set, or the unit was
+    /// reset. Any function may translate differently now. Called on the thread that wrote the register.
+    fn remapping_changed(&self);
+
+    /// The unit was reset, with its machine: the software that ran is gone. Follows
+    /// [`remapping_changed`](Self::remapping_changed).
+    fn reset(&self) {}
+}
+
+/// How a function's requests are translated, as its tables say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translation {
+    /// Output address is input address.
+    PassThrough,
+    /// By a first-stage table.
+    FirstStage(FirstStageTable),
+    /// By a second-stage table, or by both stages: what only a unit that offers them to its software finds.
+    SecondStage,
+}
+
+/// A first-stage table of the unit's software.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FirstStageTable {
+    /// Address of the top table, 4 KiB aligned, in the unit's memory.
+    pub address: u64,
+    /// Levels: 4 (48-bit addresses) or 5 (57-bit).
+    pub levels: u8,
+    /// Supervisor requests are allowed (SRE).
+    pub sre: bool,
+    /// The extended-accessed flag is kept (EAFE).
+    pub eafe: bool,
+    /// Supervisor writes honour R/W (WPE).
+    pub wpe: bool,
+}
+
+/// A PASID entry of the unit's software, from one read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// The PASID.
+    pub pasid: Pasid,
+    /// Its domain-id, which invalidations name.
+    pub domain: DomainId,
+    /// What it stands for.
+    pub translation: Translation,
+}
+
+impl Binding {
+    fn new(space: &AddressSpace) -> Self {
+        let translation = match space.stage {
+            Stage::PassThrough => Translation::PassThrough,
+            Stage::First(first) => Translation::FirstStage(FirstStageTable {
+                address: first.table,
+                levels: first.levels,
+                sre: space.sre,
+                eafe: first.eafe,
+                wpe: first.wpe,
+            }),
+            Stage::Second(_) | Stage::Nested(..) => Translation::SecondStage,
+        };
+        Self { pasid: space.pasid, domain: space.domain, translation }
+    }
+}
+
+/// What becomes of requests without PASID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestsWithoutPasid {
+    /// Remapping is off: they go to memory untranslated.
+    NotRemapped,
+    /// They are translated as RID_PASID's entry says.
+    Remapped(Binding),
+    /// They are blocked: an entry on the way is not present or not valid.
+    Blocked,
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
+    /// How the tables now translate requests of `source_id` without PASID. Reads each entry on the way once.
+    pub fn requests_without_pasid(&self, source_id: SourceId) -> RequestsWithoutPasid {
+        if !self.core().registers().remapping().enabled {
+            return RequestsWithoutPasid::NotRemapped;
+        }
+        let binding =
+            self.context(source_id).and_then(|context| self.binding_of(&context, context.rid_pasid));
+        binding.map_or(RequestsWithoutPasid::Blocked, RequestsWithoutPasid::Remapped)
+    }
+
+    /// The entry that the tables now hold for `pasid`, if requests with it are translated at all: not while remapping
+    /// is off. Reads each entry on the way once.
+    pub fn binding(&self, source_id: SourceId, pasid: Pasid) -> Option<Binding> {
+        let context = self.context_for_pasids(source_id)?;
+        if !self.names_space(&context, pasid) {
+            return None;
+        }
+        self.binding_of(&context, pasid).ok()
+    }
+
+    /// Shows `f` the entries that the tables now hold for requests with PASID, in order of their PASIDs from `first`
+    /// on, until it breaks; none while remapping is off. Reads each directory entry and each PASID entry once; a directory may name one
+    /// table many times, so `f` is what bounds the work.
+    pub fn bindings(
+        &self,
+        source_id: SourceId,
+        first: Pasid,
+        f: &mut dyn FnMut(Pasid, Option<Binding>) -> ControlFlow<()>,
+    ) {
+        let Some(context) = self.context_for_pasids(source_id) else { return };
+        let core = self.core();
+        let limit = context.pasid_limit.min(1 << core.capabilities.pasid_bits());
+        let mut number = first.get();
+        while number < limit {
+            let address = context.directory + u64::from(number >> 6) * 8;
+            let present =
+                load_u64(&*core.memory, address).is_ok_and(|bits| PasidDirectoryEntry::from_bits(bits).p());
+            let next = (number | 0x3f) + 1;
+            if present {
+                for pasid in (number..next.min(limit)).map(Pasid::truncated) {
+                    if !self.names_space(&context, pasid) {
+                        continue;
+                    }
+                    if f(pasid, self.binding_of(&context, pasid).ok()).is_break() {
+                        return;
+                    }
+                }
+            }
+            number = next;
+        }
+    }
+
+    /// Whether FPD is set now on the way to the entry for a function's requests with `pasid`, or without any: qualified
+    /// faults of theirs are not recorded. \[S 7.1.1\]
+    pub fn faults_are_suppressed(&self, source_id: SourceId, pasid: Option<Pasid>) -> bool {
+        let suppressed = |blocked: Blocked| blocked.suppressed;
+        let context = match self.context(source_id) {
+            Ok(context) => context,
+            Err(blocked) => return suppressed(blocked),
+        };
+        if context.legacy.is_some() || pasid.is_some_and(|pasid| !self.names_space(&context, pasid)) {
+            return context.fpd;
+        }
+        let core = self.core();
+        let pasid = pasid.unwrap_or(context.rid_pasid);
+        read_pasid_entry(&*core.memory, &core.capabilities, &context, pasid)
+            .map_or_else(suppressed, |space| space.fpd)
+    }
+
+    /// RID_PASID is for requests without PASID alone. \[SCT.9\]
+    fn names_space(&self, context: &Context, pasid: Pasid) -> bool {
+        pasid != context.rid_pasid
+            && pasid.get() < context.pasid_limit
+            && pasid.get() < 1 << self.core().capabilities.pasid_bits()
+    }
+
+    fn context_for_pasids(&self, source_id: SourceId) -> Option<Context> {
+        if !self.core().registers().remapping().enabled {
+            return None;
+        }
+        self.context(source_id).ok().filter(|context| context.paside)
+    }
+
+    fn context(&self, source_id: SourceId) -> Result<Context, Blocked> {
+        let core = self.core();
+        let remapping = core.registers().remapping();
+        let requester = Requester::default();
+        find_context(
+            &*core.memory,
+            &core.capabilities,
+            &remapping,
+            source_id,
+            requester,
+            RequestKind::Untranslated,
+        )
+    }
+
+    fn binding_of(&self, context: &Context, pasid: Pasid) -> Result<Binding, Blocked> {
+        let core = self.core();
+        if let Some(space) = &context.legacy {
+            return Ok(Binding::new(space));
+        }
+        read_pasid_entry(&*core.memory, &core.capabilities, context, pasid).map(|space| Binding::new(&space))
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! From a PASID to its entry in the function's PASID table. \[S 3.4.3, 9.5, 9.6\]
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::{
+    Capabilities, DomainId, FaultReason, FirstStagePagingMode, Pasid, PasidDirectoryEntry, PasidEntry,
+};
+
+use crate::context::Context;
+use crate::fault::Blocked;
+use crate::first_stage::FirstStage;
+use crate::legacy::legacy_reason;
+use crate::memory::{load_qwords, load_u64};
+use crate::second_stage::SecondStage;
+use crate::walk::rights;
+
+/// What a PASID entry says how to translate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// PGTT 001.
+    First(FirstStage),
+    /// PGTT 010.
+    Second(SecondStage),
+    /// PGTT 011: the first stage's tables and pages are translated by the second.
+    Nested(FirstStage, SecondStage),
+    /// PGTT 100.
+    PassThrough,
+}
+
+/// A valid PASID entry, read once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AddressSpace {
+    /// The PASID it stands under in its table.
+    pub pasid: Pasid,
+    /// The tag of its cached translations.
+    pub domain: DomainId,
+    /// FPD met on the way to the entry.
+    pub fpd: bool,
+    /// Privileged requests are allowed.
+    pub sre: bool,
+    /// It is a context entry's of legacy mode, whose faults have names of their own.
+    pub legacy: bool,
+    /// The translation itself.
+    pub stage: Stage,
+}
+
+impl AddressSpace {
+    /// A request for this space is blocked.
+    pub(crate) fn blocked(&self, reason: FaultReason, write: bool) -> Blocked {
+        let reason = if self.legacy { legacy_reason(reason, write) } else { reason };
+        Blocked::new(reason, self.fpd)
+    }
+}
+
+impl Stage {
+    /// Whether the rights that a walk has found allow an access (with the dirty bits or without).
+    pub(crate) fn permits(
+        &self,
+        found: u64,
+        read: bool,
+        write: bool,
+        privileged: bool,
+    ) -> Result<(), FaultReason> {
+        if let Self::First(first) | Self::Nested(first, _) = self {
+            first.permits(found, write, privileged)?;
+        }
+        Self::second_permits(found, read, write)
+    }
+
+    /// The same of the second stage alone.
+    pub(crate) fn second_permits(found: u64, read: bool, write: bool) -> Result<(), FaultReason> {
+        if write && found & rights::SECOND_WRITE == 0 {
+            return Err(FaultReason::Sgn6);
+        }
+        if read && found & rights::READ == 0 {
+            return Err(FaultReason::Sgn7);
+        }
+        Ok(())
+    }
+}
+
+/// Reads the directory entry and the entry of `pasid`, which the caller has checked against the context's limit.
+pub(crate) fn read_pasid_entry<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    capabilities: &Capabilities,
+    context: &Context,
+    pasid: Pasid,
+) -> Result<AddressSpace, Blocked> {
+    let address = context.directory + u64::from(pasid.get() >> 6) * 8;
+    let directory = load_u64(memory, address).map_err(|_| Blocked::new(FaultReason::Spd1, context.fpd))?;
+    let directory = PasidDirectoryEntry::from_bits(directory);
+    let fpd = context.fpd || directory.fpd();
+    if !directory.p() {
+        return Err(Blocked::new(FaultReason::Spd2, fpd));
+    }
+    if directory.reserved(capabilities) {
+        return Err(Blocked::new(FaultReason::Spd3, fpd));
+    }
+    let address = directory.smptblptr() + u64::from(pasid.get() & 0x3f) * 64;
+    let qwords = load_qwords(memory, address).map_err(|_| Blocked::new(FaultReason::Spt1, fpd))?;
+    let entry = PasidEntry::from_qwords(qwords);
+    let fpd = fpd || entry.fpd();
+    let blocked = |reason| Err(Blocked::new(reason, fpd));
+    if !entry.p() {
+        return blocked(FaultReason::Spt2);
+    }
+    if entry.reserved(capabilities) {
+        return blocked(FaultReason::Spt3);
+    }
+    let ecap = capabilities.ecap;
+    let Some(pgtt) = entry.pgtt().filter(|pgtt| pgtt.is_supported(capabilities)) else {
+        return blocked(FaultReason::Spt4_2);
+    };
+    let snooped = ecap.smpwc() && entry.pwsnp();
+    let second = if pgtt.uses_second_stage() {
+        let Some(width) = entry.address_width().filter(|width| width.is_supported(capabilities.cap)) else {
+            return blocked(FaultReason::Spt4_1);
+        };
+        Some(SecondStage { table: entry.ssptptr(), width, ade: ecap.ssads() && entry.ssade(), snooped })
+    } else {
+        None
+    };
+    let first = if pgtt.uses_first_stage() {
+        let levels = match entry.paging_mode() {
+            Some(FirstStagePagingMode::Level4) => 4,
+            Some(FirstStagePagingMode::Level5) if capabilities.cap.fs5lp() => 5,
+            _ => return blocked(FaultReason::Spt4_3),
+        };
+        let table = entry.fsptptr();
+        if second.is_some_and(|second| table > second.max_input(capabilities)) {
+            return blocked(FaultReason::Spt4_4);
+        }
+        Some(FirstStage { table, levels, wpe: entry.wpe(), eafe: entry.eafe(), snooped })
+    } else {
+        None
+    };
+    let stage = match (first, second) {
+        (Some(first), None) => Stage::First(first),
+        (None, Some(second)) => Stage::Second(second),
+        (Some(first), Some(second)) => Stage::Nested(first, second),
+        (None, None) => Stage::PassThrough,
+    };
+    Ok(AddressSpace { pasid, domain: entry.did(), fpd, sre: ecap.srs() && entry.sre(), legacy: false, stage })
+}

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A function's view of memory as vm-memory's [`GuestMemory`], for device models built on it (virtio-queue among
+//! them): translated, and with invalidations held off for as long as the view lives.
+
+use std::cell::RefCell;
+use std::iter::FusedIterator;
+use std::sync::{Arc, RwLockReadGuard};
+
+use vm_memory::bitmap::BS;
+use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions, VolatileSlice,
+};
+
+use crate::endpoint::{Access, Endpoint, Requester};
+use crate::function::Cache;
+use crate::notify::{Message, Notify};
+
+/// Sends the messages that came up while the caches were locked, once they no longer are.
+struct Deferred {
+    notify: Arc<dyn Notify>,
+    messages: RefCell<Vec<Message>>,
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        for message in self.messages.take() {
+            self.notify.message(message);
+        }
+    }
+}
+
+/// Memory as one requester of a function sees it; made by [`Endpoint::pin`].
+///
+/// Every invalidation that concerns the function waits for its end: keep it short, and never wait for anything while
+/// it lives. An access that the unit blocks is recorded as a fault and reported as
+/// [`Error::InvalidGuestAddress`] with the address that the device used.
+pub struct Pinned<'a, M> {
+    // Dropped in this order: unlock, then send.
+    cache: RwLockReadGuard<'a, Cache>,
+    deferred: Deferred,
+    endpoint: &'a Endpoint<M>,
+    requester: Requester,
+}
+
+impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Pinned<'a, M> {
+    pub(crate) fn new(
+        endpoint: &'a Endpoint<M>,
+        cache: RwLockReadGuard<'a, Cache>,
+        requester: Requester,
+        notify: Arc<dyn Notify>,
+    ) -> Self {
+        let deferred = Deferred { notify, messages: RefCell::default() };
+        Self { cache, deferred, endpoint, requester }
+    }
+
+    fn translate(&self, address: u64, access: Access) -> Result<u64> {
+        self.endpoint.translate_pinned(&self.cache, self.requester, address, access).map_err(|message| {
+            self.deferred.messages.borrow_mut().extend(message);
+            Error::InvalidGuestAddress(GuestAddress(address))
+        })
+    }
+}
+
+fn access_of(permissions: Permissions) -> Access {
+    match permissions {
+        Permissions::No | Permissions::Read => Access::Read,
+        Permissions::Write => Access::Write,
+        Permissions::ReadWrite => Access::Atomic,
+    }
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> GuestMemory for Pinned<'_, M> {
+    type PhysicalMemory = M;
+    type Bitmap = <M::R as GuestMemoryRegion>::B;
+
+    fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
+        let mut slices = Slices { pinned: self, address: address.0, count, access: access_of(access) };
+        slices.all(|slice| slice.is_ok())
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        address: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
+        Ok(Slices { pinned: self, address: address.0, count, access: access_of(access) })
+    }
+}
+
+/// The memory behind a range, page by page; pages that lie together come as one slice.
+struct Slices<'a, M> {
+    pinned: &'a Pinned<'a, M>,
+    address: u64,
+    count: usize,
+    access: Access,
+}
+
+impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Iterator for Slices<'a, M> {
+    type Item = Result<VolatileSlice<'a, BS<'a, <M::R as GuestMemoryRegion>::B>>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.count == 0 {
+            return None;
+        }
+        let slice = self.following();
+        match &slice {
+            Ok(slice) => {
+                self.count -= slice.len();
+                let next = self.address.checked_add(slice.len() as u64);
+                if next.is_none() && self.count != 0 {
+                    self.count = 0;
+                    return Some(Err(Error::GuestAddressOverflow));
+                }
+                self.address = next.unwrap_or(0);
+            }
+            Err(_) => self.count = 0,
+        }
+        Some(slice)
+    }
+}
+
+impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Slices<'a, M> {
+    fn following(&self) -> Result<VolatileSlice<'a, BS<'a, <M::R as GuestMemoryRegion>::B>>> {
+        let first = self.pinned.translate(self.address, self.access)?;
+        let mut length = self.count.min(4096 - (self.address & 0xfff) as usize);
+        // What lies together in memory is one slice: atomic accesses and virtio rings want it so.
+        while length < self.count {
+            let Some(next) = self.address.checked_add(length as u64) else { break };
+            let Ok(output) = self.pinned.translate(next, self.access) else { break };
+            if Some(output) != first.checked_add(length as u64) {
+                break;
+            }
+            length = self.count.min(length + 4096);
+        }
+        let memory = self.pinned.endpoint.memory();
+        memory.get_slice(GuestAddress(first), length).or_else(|_| {
+            // Regions that touch in the address space need not touch in ours.
+            let page = self.count.min(4096 - (self.address & 0xfff) as usize);
+            memory.get_slice(GuestAddress(first), page)
+        })
+    }
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> FusedIterator for Slices<'_, M> {}
+
+impl<'a, M: GuestMemoryBackend + Send + Sync + 'static>
+    GuestMemorySliceIterator<'a, BS<'a, <M::R as GuestMemoryRegion>::B>> for Slices<'a, M>
+{
+}

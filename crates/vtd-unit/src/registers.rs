@@ -1,0 +1,334 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The register page: what software reads and writes, by the attribute of each bit. What a write sets off beyond
+//! its own bits is returned as [`Effects`] and carried out by the unit, with no lock of the page held.
+
+use vtd_spec::registers::offset;
+use vtd_spec::{
+    Capabilities, EventControl, FaultStatus, GlobalStatus, InvalidationQueueAddress, RootTableAddress,
+};
+
+use crate::interrupt::InterruptRemapping;
+use crate::notify::Message;
+use crate::virtual_command::VirtualCommandEncoding;
+
+/// Size of the register page in bytes.
+pub(crate) const PAGE_BYTES: u64 = 4096;
+const DWORDS: usize = PAGE_BYTES as usize / 4;
+
+/// A message source of the unit: its control register; data and address registers follow it. \[S 11.4.8\]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Fault,
+    InvalidationCompletion,
+    PageRequest,
+}
+
+impl Event {
+    const fn control(self) -> u64 {
+        match self {
+            Self::Fault => offset::FECTL,
+            Self::InvalidationCompletion => offset::IECTL,
+            Self::PageRequest => offset::PECTL,
+        }
+    }
+}
+
+/// What a register write asks the unit to do once the page is unlocked.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Effects {
+    /// Messages to send.
+    pub messages: Vec<Message>,
+    /// A value was written to GCMD.
+    pub command: Option<u32>,
+    /// The invalidation queue may have work and nobody is working on it.
+    pub run_queue: bool,
+    /// A virtual command to carry out.
+    pub virtual_command: Option<u64>,
+}
+
+/// The register page.
+#[derive(Debug)]
+pub(crate) struct Registers {
+    values: Box<[u32; DWORDS]>,
+    /// Bits that software sets and clears.
+    writable: Box<[u32; DWORDS]>,
+    /// Bits that software clears by writing 1.
+    clearable: Box<[u32; DWORDS]>,
+    pub(crate) capabilities: Capabilities,
+    /// First fault recording register and how many there are.
+    pub(crate) fault_records: (u64, u16),
+    /// Where the next fault is recorded.
+    pub(crate) fault_index: u16,
+    /// RTADDR as the last Set Root Table Pointer latched it.
+    pub(crate) root_table: RootTableAddress,
+    /// TE as last commanded; GSTS.TES follows once every function knows.
+    pub(crate) enable_remapping: bool,
+    /// Interrupt remapping as last commanded.
+    pub(crate) interrupts: InterruptRemapping,
+    /// The virtual command interface, where there is one.
+    pub(crate) virtual_command: Option<VirtualCommandEncoding>,
+    /// Someone is processing the invalidation queue.
+    pub(crate) queue_running: bool,
+    /// Counts enablings of the queue, so that its worker notices one.
+    pub(crate) queue_epoch: u64,
+}
+
+impl Registers {
+    /// The page after power-up.
+    pub(crate) fn new(capabilities: Capabilities, virtual_command: Option<VirtualCommandEncoding>) -> Self {
+        let mut registers = Self {
+            values: Box::new([0; DWORDS]),
+            writable: Box::new([0; DWORDS]),
+            clearable: Box::new([0; DWORDS]),
+            capabilities,
+            fault_records: (u64::from(capabilities.cap.fro()) * 16, u16::from(capabilities.cap.nfr()) + 1),
+            fault_index: 0,
+            root_table: RootTableAddress::from_bits(0),
+            enable_remapping: false,
+            interrupts: InterruptRemapping::default(),
+            virtual_command,
+            queue_running: false,
+            queue_epoch: 0,
+        };
+        registers.attributes();
+        registers.reset(true);
+        registers
+    }
+
+    /// Sets the attributes of each register. Bits not named are read-only. \[S 11.4\]
+    fn attributes(&mut self) {
+        let ecap = self.capabilities.ecap;
+        // Addresses above the host address width are stored as written: what uses them finds no memory there.
+        const PAGE_ADDRESS: u64 = !0xfff;
+        self.writable64(offset::RTADDR, PAGE_ADDRESS | 0xc00 | if ecap.ssirws() { 0x80 } else { 0 });
+        self.clearable32(offset::FSTS, 0x71);
+        self.event(Event::Fault);
+        let (base, count) = self.fault_records;
+        for record in 0..u64::from(count) {
+            self.clearable32(base + record * 16 + 12, 1 << 31);
+        }
+        if ecap.qi() {
+            self.writable64(offset::IQT, 0x7_fff0);
+            self.writable64(offset::IQA, PAGE_ADDRESS | 0x807);
+            self.clearable32(offset::ICS, 1);
+            self.event(Event::InvalidationCompletion);
+        }
+        if ecap.ir() {
+            self.writable64(offset::IRTA, PAGE_ADDRESS | 0xf | if ecap.eim() { 0x800 } else { 0 });
+        }
+        if let Some(command) = self.virtual_command_offset() {
+            self.writable64(command, !0);
+            // The extended operand: no command here has one.
+            self.writable64(command + 8, !0);
+        }
+        if ecap.prs() {
+            self.writable64(offset::PQH, 0x7_ffe0);
+            self.writable64(offset::PQT, 0x7_ffe0);
+            self.writable64(offset::PQA, PAGE_ADDRESS | 7);
+            self.clearable32(offset::PRS, 3);
+            self.event(Event::PageRequest);
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        let control = event.control();
+        self.writable32(control, 1 << 31);
+        self.writable32(control + 4, 0xffff);
+        self.writable32(control + 8, !3);
+        // Software that never enables EIM writes the upper half all the same. [Linux dmar.c:dmar_msi_write]
+        self.writable32(control + 12, !0);
+    }
+
+    fn writable32(&mut self, offset: u64, mask: u32) {
+        self.writable[index(offset)] |= mask;
+    }
+
+    fn writable64(&mut self, offset: u64, mask: u64) {
+        self.writable32(offset, mask as u32);
+        self.writable32(offset + 4, (mask >> 32) as u32);
+    }
+
+    fn clearable32(&mut self, offset: u64, mask: u32) {
+        self.clearable[index(offset)] |= mask;
+    }
+
+    /// Puts every register at its reset value; sticky ones only where power was lost too. \[S 11.2\]
+    pub(crate) fn reset(&mut self, power_up: bool) {
+        let sticky: Vec<(usize, u32)> = if power_up {
+            Vec::new()
+        } else {
+            let (base, count) = self.fault_records;
+            let records = (0..u64::from(count) * 4).map(|dword| base + dword * 4);
+            [offset::FSTS, offset::ICS, offset::IQERCD, offset::IQERCD + 4, offset::PRS]
+                .into_iter()
+                .chain(records)
+                .map(|offset| (index(offset), self.values[index(offset)]))
+                .collect()
+        };
+        self.values.fill(0);
+        for (index, value) in sticky {
+            self.values[index] = value;
+        }
+        self.set32(offset::VER, 0x10);
+        self.set64(offset::CAP, self.capabilities.cap.into_bits());
+        self.set64(offset::ECAP, self.capabilities.ecap.into_bits());
+        for event in [Event::Fault, Event::InvalidationCompletion, Event::PageRequest] {
+            let implemented = self.writable[index(event.control())] != 0;
+            self.set32(event.control(), if implemented { 1 << 31 } else { 0 });
+        }
+        self.reset_virtual_command();
+        self.fault_index = 0;
+        self.root_table = RootTableAddress::from_bits(0);
+        self.enable_remapping = false;
+        self.interrupts = InterruptRemapping::default();
+        self.queue_epoch += 1;
+    }
+
+    pub(crate) fn get32(&self, offset: u64) -> u32 {
+        self.values[index(offset)]
+    }
+
+    pub(crate) fn set32(&mut self, offset: u64, value: u32) {
+        self.values[index(offset)] = value;
+    }
+
+    pub(crate) fn get64(&self, offset: u64) -> u64 {
+        u64::from(self.get32(offset)) | u64::from(self.get32(offset + 4)) << 32
+    }
+
+    pub(crate) fn set64(&mut self, offset: u64, value: u64) {
+        self.set32(offset, value as u32);
+        self.set32(offset + 4, (value >> 32) as u32);
+    }
+
+    /// Global Status.
+    pub(crate) fn status(&self) -> GlobalStatus {
+        GlobalStatus::from_bits(self.get32(offset::GSTS))
+    }
+
+    /// Replaces Global Status.
+    pub(crate) fn set_status(&mut self, status: GlobalStatus) {
+        self.set32(offset::GSTS, status.into_bits());
+    }
+
+    /// Reads `data.len()` bytes at `offset`; bytes outside the page read 0.
+    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        for (byte, at) in data.iter_mut().zip(offset..PAGE_BYTES) {
+            *byte = (self.values[index(at)] >> (8 * (at % 4))) as u8;
+        }
+    }
+
+    /// Writes an aligned doubleword or quadword; accesses of other sizes and alignments, which the specification
+    /// does not define, change nothing. \[S 11.2\]
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> Effects {
+        let mut effects = Effects::default();
+        if !matches!(data.len(), 4 | 8)
+            || !offset.is_multiple_of(4)
+            || offset > PAGE_BYTES - data.len() as u64
+        {
+            return effects;
+        }
+        let dwords = || {
+            (offset..)
+                .step_by(4)
+                .zip(data.chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])))
+        };
+        // All bits of the access first, then what they set off: a quadword's halves belong together.
+        let mut unmasked = [None; 2];
+        for (slot, (at, value)) in unmasked.iter_mut().zip(dwords()) {
+            let i = index(at);
+            let (old, writable) = (self.values[i], self.writable[i]);
+            self.values[i] = (old & !writable | value & writable) & !(value & self.clearable[i]);
+            *slot = Some(old);
+        }
+        for ((at, value), old) in dwords().zip(unmasked) {
+            self.written(at, value, old.unwrap_or_default(), &mut effects);
+        }
+        effects
+    }
+
+    fn written(&mut self, at: u64, value: u32, old: u32, effects: &mut Effects) {
+        match at {
+            offset::GCMD => effects.command = Some(value),
+            offset::FSTS => {
+                self.settle_fault_event();
+                effects.run_queue |= self.claim_queue();
+            }
+            offset::IQT => effects.run_queue |= self.claim_queue(),
+            offset::ICS if self.get32(offset::ICS) & 1 == 0 => {
+                self.set_pending(Event::InvalidationCompletion, false)
+            }
+            offset::PRS if self.get32(offset::PRS) & 3 == 0 => self.set_pending(Event::PageRequest, false),
+            offset::FECTL => effects.messages.extend(self.unmasked(Event::Fault, old)),
+            offset::IECTL => effects.messages.extend(self.unmasked(Event::InvalidationCompletion, old)),
+            offset::PECTL => effects.messages.extend(self.unmasked(Event::PageRequest, old)),
+            // Register-based invalidation serves legacy mode only; in scalable mode it completes at once and reports
+            // that nothing was invalidated. [S 11.4.5, 11.4.6.1]
+            _ if Some(at) == self.virtual_command_offset() => {
+                effects.virtual_command = self.start_virtual_command();
+            }
+            _ => {
+                let (base, count) = self.fault_records;
+                if (base..base + u64::from(count) * 16).contains(&at) {
+                    self.settle_fault_event();
+                }
+            }
+        }
+    }
+
+    /// Whether the caller is to process the invalidation queue: it is enabled, and nobody does it yet.
+    pub(crate) fn claim_queue(&mut self) -> bool {
+        let claimed = self.status().qies() && !self.queue_running && self.queue_has_work();
+        self.queue_running |= claimed;
+        claimed
+    }
+
+    /// Head and tail differ, and no error stops the queue. \[S 6.5.2\]
+    pub(crate) fn queue_has_work(&self) -> bool {
+        let status = FaultStatus::from_bits(self.get32(offset::FSTS));
+        self.get64(offset::IQH) != self.get64(offset::IQT) && !status.iqe() && !status.ite()
+    }
+
+    /// The invalidation queue's address register.
+    pub(crate) fn queue_address(&self) -> InvalidationQueueAddress {
+        InvalidationQueueAddress::from_bits(self.get64(offset::IQA))
+    }
+
+    /// Raises an interrupt condition: a message to send now, or nothing while the event is masked. \[S 7.3\]
+    #[must_use]
+    pub(crate) fn raise(&mut self, event: Event) -> Option<Message> {
+        if EventControl::from_bits(self.get32(event.control())).im() {
+            self.set_pending(event, true);
+            return None;
+        }
+        self.set_pending(event, false);
+        Some(self.message(event))
+    }
+
+    /// IM went from 1 to 0 with a message pending: it is due now.
+    fn unmasked(&mut self, event: Event, old: u32) -> Option<Message> {
+        let now = EventControl::from_bits(self.get32(event.control()));
+        let due = EventControl::from_bits(old).im() && !now.im() && now.ip();
+        due.then(|| {
+            self.set_pending(event, false);
+            self.message(event)
+        })
+    }
+
+    fn message(&self, event: Event) -> Message {
+        let control = event.control();
+        Message { data: self.get32(control + 4), address: self.get64(control + 8) }
+    }
+
+    pub(crate) fn set_pending(&mut self, event: Event, pending: bool) {
+        let control = EventControl::from_bits(self.get32(event.control())).with_ip(pending);
+        self.set32(event.control(), control.into_bits());
+    }
+}
+
+/// Index of the doubleword that holds the byte at `offset`, which is inside the page.
+fn index(offset: u64) -> usize {
+    (offset as usize % PAGE_BYTES as usize) / 4
+}

@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A translation cache: the IOTLB of one function, or the device-TLB of its endpoint.
+//!
+//! Entries are keyed by an address-space tag, a page number and a page size. A tag stands for one (PASID,
+//! domain-id) binding of one function; taking a new tag forgets everything cached under the old one at once,
+//! whatever its number, so PASID- and domain-selective invalidations cost by what they hit. A page-selective
+//! invalidation computes where its entries would be.
+//!
+//! The table is a fixed set-associative array of sequence-locked entries. Look-up and fill take `&self`: the caller
+//! holds its lock shared for both, and exclusively while it invalidates, which is what keeps a fill from
+//! resurrecting a translation that an invalidation has removed.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use vtd_spec::AddressRange;
+
+/// Size of a cached page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum PageSize {
+    /// 4 KiB.
+    Size4K = 0,
+    /// 2 MiB.
+    Size2M = 1,
+    /// 1 GiB.
+    Size1G = 2,
+}
+
+impl PageSize {
+    pub(crate) const ALL: [Self; 3] = [Self::Size4K, Self::Size2M, Self::Size1G];
+
+    /// The size of the pages that leaf entries of a level map; levels above 3 have none.
+    pub(crate) const fn of_level(level: u8) -> Self {
+        match level {
+            1 => Self::Size4K,
+            2 => Self::Size2M,
+            _ => Self::Size1G,
+        }
+    }
+
+    /// Number of address bits inside the page.
+    pub(crate) const fn shift(self) -> u32 {
+        12 + 9 * self as u32
+    }
+
+    /// Bytes of the page, less one.
+    pub(crate) const fn offset_mask(self) -> u64 {
+        (1 << self.shift()) - 1
+    }
+
+    const fn bit(self) -> u8 {
+        1 << self as u8
+    }
+}
+
+/// Names what a cached translation belongs to. Never reused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tag(u64);
+
+/// The page sizes that were ever cached under a tag: a look-up probes only these.
+#[derive(Debug, Default)]
+pub(crate) struct Sizes(std::sync::atomic::AtomicU8);
+
+impl Sizes {
+    fn add(&self, size: PageSize) {
+        if self.0.load(Ordering::Relaxed) & size.bit() == 0 {
+            self.0.fetch_or(size.bit(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// An address space as the cache sees it: where its entries are, and of which sizes. The default one is in no cache.
+#[derive(Debug, Default)]
+pub(crate) struct Space {
+    tag: Tag,
+    sizes: Sizes,
+}
+
+/// A cached translation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Translation {
+    /// Output address of the page's first byte.
+    pub page: u64,
+    /// Size of the page.
+    pub size: PageSize,
+    /// What may be done with it: bits below 12, the owner's.
+    pub rights: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    /// Even: stable; odd: being written. 0 for an entry never used.
+    sequence: AtomicU64,
+    tag: AtomicU64,
+    /// Page number in bits 63:2 (a 64-bit address has a 52-bit one), size in bits 1:0.
+    key: AtomicU64,
+    /// Output page in bits 63:12, rights in bits 11:0.
+    value: AtomicU64,
+}
+
+const WAYS: usize = 2;
+
+/// One cache line.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Set([Entry; WAYS]);
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Tlb {
+    sets: Box<[Set]>,
+    next_tag: u64,
+}
+
+/// Ranges of more than `1 << PROBE_ORDER` pages take a new tag instead of being probed page by page.
+const PROBE_ORDER: u8 = 9;
+
+impl Tlb {
+    /// A cache for about `entries` translations (rounded up to a power of two, at least one set).
+    pub(crate) fn new(entries: usize) -> Self {
+        let sets = entries.div_ceil(WAYS).max(1).next_power_of_two();
+        Self { sets: (0..sets).map(|_| Set::default()).collect(), next_tag: 1 }
+    }
+
+    /// A new, empty address space.
+    pub(crate) fn space(&mut self) -> Space {
+        let tag = Tag(self.next_tag);
+        self.next_tag += 1;
+        Space { tag, sizes: Sizes::default() }
+    }
+
+    fn set(&self, tag: Tag, number: u64) -> &Set {
+        // Neighbouring pages go to neighbouring sets, so that a working set without strides never conflicts.
+        let spread = tag.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+        let index = number.wrapping_add(number >> 20).wrapping_add(spread) as usize & (self.sets.len() - 1);
+        &self.sets[index]
+    }
+
+    /// The translation of the page around `address`, if it is cached.
+    #[inline]
+    pub(crate) fn lookup(&self, space: &Space, address: u64) -> Option<Translation> {
+        let sizes = space.sizes.0.load(Ordering::Relaxed);
+        for size in PageSize::ALL {
+            if sizes & size.bit() == 0 {
+                continue;
+            }
+            let number = address >> size.shift();
+            let key = number << 2 | size as u64;
+            for entry in &self.set(space.tag, number).0 {
+                let sequence = entry.sequence.load(Ordering::Acquire);
+                let matches = entry.tag.load(Ordering::Relaxed) == space.tag.0
+                    && entry.key.load(Ordering::Relaxed) == key;
+                if !matches || sequence & 1 != 0 {
+                    continue;
+                }
+                let value = entry.value.load(Ordering::Relaxed);
+                fence(Ordering::Acquire);
+                if entry.sequence.load(Ordering::Relaxed) == sequence {
+                    return Some(Translation { page: value & !0xfff, size, rights: value & 0xfff });
+                }
+            }
+        }
+        None
+    }
+
+    /// Caches a translation. Another thread's fill of the same place wins or loses as a whole.
+    pub(crate) fn fill(&self, space: &Space, address: u64, translation: Translation) {
+        let Translation { page, size, rights } = translation;
+        let number = address >> size.shift();
+        let key = number << 2 | size as u64;
+        let set = &self.set(space.tag, number).0;
+        let same = |entry: &&Entry| {
+            entry.tag.load(Ordering::Relaxed) == space.tag.0 && entry.key.load(Ordering::Relaxed) == key
+        };
+        let age = |entry: &Entry| entry.sequence.load(Ordering::Relaxed);
+        let entry =
+            set.iter().find(same).unwrap_or(if age(&set[0]) <= age(&set[1]) { &set[0] } else { &set[1] });
+        let sequence = age(entry);
+        let claimed = sequence & 1 == 0
+            && entry
+                .sequence
+                .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok();
+        if !claimed {
+            return;
+        }
+        fence(Ordering::Release);
+        entry.tag.store(space.tag.0, Ordering::Relaxed);
+        entry.key.store(key, Ordering::Relaxed);
+        entry.value.store(page & !0xfff | rights & 0xfff, Ordering::Relaxed);
+        entry.sequence.store(sequence + 2, Ordering::Release);
+        space.sizes.add(size);
+    }
+
+    /// Forgets the translations of all pages that touch `range`. The caller holds its lock exclusively. May forget
+    /// more.
+    pub(crate) fn invalidate_pages(&mut self, space: &mut Space, range: AddressRange) {
+        if range.order() > PROBE_ORDER {
+            *space = self.space();
+            return;
+        }
+        let (first, last) = (range.base(), range.last());
+        for size in PageSize::ALL {
+            if *space.sizes.0.get_mut() & size.bit() == 0 {
+                continue;
+            }
+            for number in first >> size.shift()..=last >> size.shift() {
+                let key = number << 2 | size as u64;
+                for entry in &self.set(space.tag, number).0 {
+                    if entry.key.load(Ordering::Relaxed) == key
+                        && entry.tag.load(Ordering::Relaxed) == space.tag.0
+                    {
+                        entry.tag.store(0, Ordering::Relaxed);
+                    }
+                }
+            }
+        }
+    }
+
+    /// As [`Self::invalidate_pages`] for one page, under a shared lock: for a function's own stale translation, which
+    /// nobody waits for.
+    pub(crate) fn forget_page(&self, space: &Space, address: u64) {
+        for size in PageSize::ALL {
+            let number = address >> size.shift();
+            let key = number << 2 | size as u64;
+            for entry in &self.set(space.tag, number).0 {
+                let sequence = entry.sequence.load(Ordering::Acquire);
+                if sequence & 1 == 0
+                    && entry.key.load(Ordering::Relaxed) == key
+                    && entry.tag.load(Ordering::Relaxed) == space.tag.0
+                    && entry
+                        .sequence
+                        .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
+                        .is_ok()
+                {
+                    fence(Ordering::Release);
+                    entry.tag.store(0, Ordering::Relaxed);
+                    entry.sequence.store(sequence + 2, Ordering::Release);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(page: u64, size: PageSize) -> Translation {
+        Translation { page, size, rights: 5 }
+    }
+
+    #[test]
+    fn a_hit_returns_what_was_filled() {
+        let mut tlb = Tlb::new(64);
+        let space = tlb.space();
+        tlb.fill(&space, 0x7f00_1234, page(0xabc000, PageSize::Size4K));
+        assert_eq!(tlb.lookup(&space, 0x7f00_1fff), Some(page(0xabc000, PageSize::Size4K)));
+        assert_eq!(tlb.lookup(&space, 0x7f00_2000), None);
+        assert_eq!(tlb.lookup(&space, 0x7f00_1000 | 1 << 63), None);
+        tlb.fill(&space, u64::MAX, page(0x4000_0000, PageSize::Size1G));
+        assert_eq!(tlb.lookup(&space, u64::MAX - 5), Some(page(0x4000_0000, PageSize::Size1G)));
+    }
+
+    #[test]
+    fn spaces_do_not_see_each_other() {
+        let mut tlb = Tlb::new(4);
+        let (a, b) = (tlb.space(), tlb.space());
+        tlb.fill(&a, 0x1000, page(0x5000, PageSize::Size4K));
+        assert_eq!(tlb.lookup(&b, 0x1000), None);
+    }
+
+    #[test]
+    fn page_invalidation_removes_every_size_that_covers_the_range() {
+        let mut tlb = Tlb::new(64);
+        let mut space = tlb.space();
+        tlb.fill(&space, 0x20_0000, page(0x40_0000, PageSize::Size2M));
+        tlb.fill(&space, 0x1000, page(0x5000, PageSize::Size4K));
+        tlb.fill(&space, 0x9000, page(0x6000, PageSize::Size4K));
+        tlb.invalidate_pages(&mut space, AddressRange::new(0x3f_f000, 0));
+        assert_eq!(tlb.lookup(&space, 0x20_0000), None);
+        tlb.invalidate_pages(&mut space, AddressRange::new(0, 2));
+        assert_eq!(tlb.lookup(&space, 0x1000), None);
+        assert!(tlb.lookup(&space, 0x9000).is_some());
+    }
+
+    #[test]
+    fn a_huge_order_forgets_the_space() {
+        for order in [10, 52, 63, 64, u8::MAX] {
+            let mut tlb = Tlb::new(64);
+            let mut space = tlb.space();
+            tlb.fill(&space, 0x1000, page(0x5000, PageSize::Size4K));
+            tlb.invalidate_pages(&mut space, AddressRange::new(0, order));
+            assert_eq!(tlb.lookup(&space, 0x1000), None);
+        }
+    }
+
+    #[test]
+    fn invalidation_at_the_end_of_the_address_space_does_not_wrap() {
+        let mut tlb = Tlb::new(64);
+        let mut space = tlb.space();
+        tlb.fill(&space, u64::MAX, page(0x5000, PageSize::Size4K));
+        tlb.fill(&space, 0, page(0x6000, PageSize::Size4K));
+        tlb.invalidate_pages(&mut space, AddressRange::new(u64::MAX, 0));
+        assert_eq!(tlb.lookup(&space, u64::MAX), None);
+        assert!(tlb.lookup(&space, 0).is_some());
+    }
+
+    #[test]
+    fn forgetting_one_page_leaves_the_others() {
+        let mut tlb = Tlb::new(64);
+        let space = tlb.space();
+        tlb.fill(&space, 0x1000, page(0x5000, PageSize::Size4K));
+        tlb.fill(&space, 0x2000, page(0x6000, PageSize::Size4K));
+        tlb.forget_page(&space, 0x1008);
+        assert_eq!(tlb.lookup(&space, 0x1000), None);
+        assert!(tlb.lookup(&space, 0x2000).is_some());
+    }
+
+    #[test]
+    fn concurrent_fills_never_mix_two_entries() {
+        let mut tlb = Tlb::new(2);
+        let space = tlb.space();
+        let (tlb, space) = (&tlb, &space);
+        std::thread::scope(|scope| {
+            for thread in 0..2u64 {
+                scope.spawn(move || {
+                    for round in 0..20_000u64 {
+                        let address = ((round * 7 + thread) % 64) << 12;
+                        tlb.fill(space, address, page(address | 1 << 40, PageSize::Size4K));
+                        if let Some(hit) = tlb.lookup(space, address) {
+                            assert_eq!(hit.page, address | 1 << 40);
+                        }
+                    }
+                });
+            }
+        });
+    }
+}

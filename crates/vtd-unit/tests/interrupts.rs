@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Interrupt remapping: requests of functions, by format and by table entry.
+
+mod common;
+
+use common::{Guest, SOURCE_ID};
+use vtd_spec::registers::offset;
+use vtd_spec::tables::DeliveryMode;
+use vtd_spec::{InterruptRemapEntry, RemappableRequest, SourceId};
+use vtd_unit::{Message, UnitConfig};
+
+const TABLE: u64 = 0x30_0000;
+const COMPATIBILITY: Message = Message { address: 0xfee0_1000, data: 0x31 };
+
+fn guest() -> Guest {
+    let guest = Guest::with_config(&UnitConfig { ir: true, eim: true, ..UnitConfig::default() });
+    guest.write64(offset::IRTA, TABLE | 7);
+    guest.command(1 << 24);
+    guest.command(1 << 25);
+    guest
+}
+
+/// Interrupt `handle` in remappable format.
+fn request(handle: u16, subhandle: Option<u16>) -> Message {
+    let request =
+        RemappableRequest { handle, shv: subhandle.is_some(), data: subhandle.unwrap_or(0).into() }.message();
+    Message { address: request.address, data: request.data }
+}
+
+fn entry() -> InterruptRemapEntry {
+    InterruptRemapEntry::new()
+        .with_p(true)
+        .with_vector(0x55)
+        .with_dlm(DeliveryMode::Fixed.into_bits())
+        .with_destination(3, false)
+        .with_svt(1)
+        .with_sid(SOURCE_ID)
+}
+
+fn write(guest: &Guest, index: u64, entry: InterruptRemapEntry) {
+    let [low, high] = entry.to_qwords();
+    guest.store(TABLE + index * 16, low);
+    guest.store(TABLE + index * 16 + 8, high);
+}
+
+#[test]
+fn a_remappable_request_is_delivered_as_its_entry_says() {
+    let guest = guest();
+    write(&guest, 9, entry());
+    guest.endpoint.message(request(9, None));
+    guest.endpoint.message(request(4, Some(5)));
+    let expected = Message { address: 0xfee0_3000, data: 0x4055 };
+    assert_eq!(guest.messages.take(), [expected, expected]);
+    assert_eq!(guest.take_fault_reason(), None);
+}
+
+#[test]
+fn a_dword_written_to_the_interrupt_range_is_a_request() {
+    let guest = guest();
+    write(&guest, 9, entry());
+    let message = request(9, None);
+    guest.endpoint.write(Default::default(), message.address, &message.data.to_le_bytes()).unwrap();
+    assert_eq!(guest.messages.take().len(), 1);
+}
+
+#[test]
+fn compatibility_format_passes_only_while_it_is_let_through() {
+    let guest = guest();
+    guest.endpoint.message(COMPATIBILITY);
+    assert_eq!(guest.take_fault_reason(), Some(0x25));
+    guest.messages.take();
+    guest.write32(offset::GCMD, guest.read32(offset::GSTS) & 0x96ff_ffff | 1 << 23);
+    guest.endpoint.message(COMPATIBILITY);
+    assert_eq!(guest.messages.take(), [COMPATIBILITY]);
+    guest.command_off(1 << 25);
+    guest.command_off(1 << 23);
+    guest.endpoint.message(COMPATIBILITY);
+    assert_eq!(guest.messages.take(), [COMPATIBILITY], "remapping is off");
+}
+
+#[test]
+fn requests_are_blocked_for_the_specified_reasons() {
+    let other = SourceId::new(0, 9, 0);
+    let reserved =
+        InterruptRemapEntry::from_qwords([entry().to_qwords()[0] | 1 << 13, entry().to_qwords()[1]]);
+    let cases = [
+        (0x20, entry(), Message { data: 1 << 16, ..request(9, Some(0)) }),
+        (0x21, entry(), request(256, None)),
+        (0x22, entry().with_p(false), request(9, None)),
+        (0x24, reserved, request(9, None)),
+        (0x24, entry().with_svt(3), request(9, None)),
+        (0x24, entry().with_dlm(3), request(9, None)),
+        (0x24, entry().with_im(true), request(9, None)),
+        (0x26, entry().with_sid(other), request(9, None)),
+        (0x29, entry(), Message { address: 0x1000, data: 0 }),
+    ];
+    for (reason, entry, message) in cases {
+        let guest = guest();
+        write(&guest, 9, entry);
+        guest.endpoint.message(message);
+        assert_eq!(guest.take_fault_reason(), Some(reason), "{entry:?} {message:x?}");
+        let messages = guest.messages.take();
+        assert_eq!(messages.len(), 1, "the fault event alone");
+        assert_eq!(messages[0].data, 0x41);
+        write(&guest, 9, entry.with_fpd(true));
+        guest.endpoint.message(message);
+        let suppressed = matches!(reason, 0x22 | 0x24 | 0x26);
+        assert_eq!(guest.take_fault_reason(), if suppressed { None } else { Some(reason) });
+    }
+}
+
+#[test]
+fn a_table_outside_memory_blocks_and_names_the_index() {
+    let guest = guest();
+    guest.write64(offset::IRTA, 0x7000_0000_0007);
+    guest.command(1 << 24);
+    guest.endpoint.message(request(9, None));
+    let record = guest.take_fault(0).unwrap();
+    assert_eq!(record.fr(), 0x23);
+    assert_eq!(guest.read64(0x220), 9 << 48);
+}
+
+#[test]
+fn a_32_bit_destination_survives_in_extended_mode() {
+    let guest = guest();
+    guest.write64(offset::IRTA, TABLE | 0x807);
+    guest.command(1 << 24);
+    write(&guest, 9, entry().with_destination(0x1_0203, true));
+    guest.endpoint.message(request(9, None));
+    assert_eq!(guest.messages.take(), [Message { address: 0x1_0200_fee0_3000, data: 0x4055 }]);
+    guest.endpoint.message(COMPATIBILITY);
+    assert_eq!(guest.take_fault_reason(), Some(0x25), "compatibility format has no place in extended mode");
+}

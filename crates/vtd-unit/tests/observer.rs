@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What an observer hears, and what it reads of the tables.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use common::{Guest, SOURCE_ID, pasid};
+use vm_memory::{Bytes, GuestAddress};
+use vtd_spec::descriptors::{PasidCache, PasidCacheGranularity};
+use vtd_spec::{Descriptor, DomainId, Pasid, PasidGranularTranslationType};
+use vtd_unit::{Observer, RequestsWithoutPasid, Translation};
+
+struct Log {
+    heard: Mutex<Vec<String>>,
+    memory: Arc<common::Memory>,
+}
+
+impl Observer for Log {
+    fn invalidated(&self, descriptor: &Descriptor) {
+        self.heard.lock().unwrap().push(format!("{:?}", descriptor.descriptor_type()));
+    }
+
+    fn complete(&self, _: bool) {
+        let status: u32 = self.memory.read_obj(GuestAddress(common::WAIT_STATUS)).unwrap();
+        self.heard.lock().unwrap().push(format!("complete, status {status}"));
+    }
+
+    fn remapping_changed(&self) {
+        self.heard.lock().unwrap().push("remapping".into());
+    }
+}
+
+fn pasid_cache() -> Descriptor {
+    let granularity = PasidCacheGranularity::Global;
+    Descriptor::PasidCache(PasidCache { granularity, did: DomainId(0), pasid: Pasid::ZERO })
+}
+
+#[test]
+fn invalidations_are_heard_in_order_and_before_their_wait_completes() {
+    let guest = Guest::new();
+    let log = Arc::new(Log { heard: Mutex::default(), memory: Arc::clone(&guest.memory) });
+    assert!(guest.unit.set_observer(&(Arc::clone(&log) as Arc<dyn Observer>)));
+    let iotlb =
+        Descriptor::decode([0x12, 0, 0, 0], vtd_spec::DescriptorWidth::Bits256, &guest.unit.capabilities());
+    guest.submit_all(&[pasid_cache(), iotlb.unwrap()]);
+    assert_eq!(*log.heard.lock().unwrap(), ["PasidCache", "Iotlb", "complete, status 1"]);
+    log.heard.lock().unwrap().clear();
+    guest.command_off(1 << 31);
+    guest.unit.reset();
+    assert_eq!(*log.heard.lock().unwrap(), ["remapping", "remapping"]);
+}
+
+#[test]
+fn bindings_are_what_the_tables_say() {
+    let guest = Guest::new();
+    guest.bind(pasid(5));
+    guest.bind(pasid(0x1_2345));
+    let odd = Guest::first_stage(DomainId(9), 0x1000).with_pgtt(PasidGranularTranslationType::PassThrough);
+    guest.write_pasid_entry(pasid(70), odd);
+    // Not valid: a type that the unit does not have.
+    let invalid = Guest::first_stage(DomainId(9), 0x1000).with_pgtt(PasidGranularTranslationType::Nested);
+    guest.write_pasid_entry(pasid(71), invalid);
+    let mut found = Vec::new();
+    guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &mut |pasid, binding| {
+        found.extend(binding.map(|binding| (pasid.get(), binding.domain.0)));
+        ControlFlow::Continue(())
+    });
+    assert_eq!(found, [(5, 1), (70, 9), (0x1_2345, 1)]);
+    let binding = guest.unit.binding(SOURCE_ID, pasid(5)).unwrap();
+    let Translation::FirstStage(table) = binding.translation else { panic!("{binding:?}") };
+    assert_eq!((table.levels, table.sre), (4, false));
+    assert_eq!(guest.unit.binding(SOURCE_ID, pasid(6)), None);
+    assert_eq!(guest.unit.binding(SOURCE_ID, Pasid::ZERO), None, "RID_PASID is not for requests with PASID");
+    assert_eq!(guest.unit.requests_without_pasid(SOURCE_ID), RequestsWithoutPasid::Blocked);
+    guest.bind(Pasid::ZERO);
+    assert!(matches!(guest.unit.requests_without_pasid(SOURCE_ID), RequestsWithoutPasid::Remapped(_)));
+    guest.command_off(1 << 31);
+    assert_eq!(guest.unit.requests_without_pasid(SOURCE_ID), RequestsWithoutPasid::NotRemapped);
+}
+
+#[test]
+fn reading_stops_when_it_is_told_to() {
+    let guest = Guest::new();
+    // Every directory entry names the same table, full of valid entries.
+    for index in 0..64 {
+        guest.bind(pasid(64 + index));
+    }
+    let table = guest.load(common::PASID_DIRECTORY + 8);
+    for index in 0..1 << 14 {
+        guest.store(common::PASID_DIRECTORY + index * 8, table);
+    }
+    let mut count = 0;
+    guest.unit.bindings(SOURCE_ID, pasid(100), &mut |pasid, _| {
+        assert_eq!(pasid.get(), 100 + count);
+        count += 1;
+        if count == 1000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(count, 1000);
+}
