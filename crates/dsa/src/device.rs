@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The accelerator without its PCI side: registers, portals and engine threads over a [`Bus`].
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+
+use crate::bus::Bus;
+use crate::dma::Aborted;
+use crate::engine::execute;
+use crate::operation::Scratch;
+use crate::page_request::PageRequests;
+use crate::portal::Portals;
+use crate::registers::{CMD, ENGINES, QUEUES};
+use crate::state::{DeviceState, Effects, Job, State};
+
+#[cfg(test)]
+mod tests;
+
+/// The accelerator. Engine threads run between Enable Device and the next disable, reset or halt.
+pub(crate) struct Device<B> {
+    pub bus: B,
+    pub requests: Arc<PageRequests>,
+    state: Mutex<State>,
+    /// One for each engine: there may be work for it.
+    work: [Condvar; ENGINES],
+    /// A descriptor has gone, or abort flags were set.
+    settled: Condvar,
+    portals: Portals,
+    me: Weak<Self>,
+}
+
+impl<B: Bus> Device<B> {
+    /// A device after power-on. `requests` gets the responses to page requests that `bus` sends.
+    pub fn new(bus: B, requests: Arc<PageRequests>) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            bus,
+            requests,
+            state: Mutex::new(State::new()),
+            work: Default::default(),
+            settled: Condvar::new(),
+            portals: Portals::new(),
+            me: Weak::clone(me),
+        })
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, then does what follows from that.
+    pub fn update<T>(&self, change: impl FnOnce(&mut State, &mut Effects) -> T) -> T {
+        let mut effects = Effects::default();
+        let result = change(&mut self.lock(), &mut effects);
+        self.apply(&effects);
+        result
+    }
+
+    fn apply(&self, effects: &Effects) {
+        if effects.aborts {
+            self.requests.wake();
+        }
+        if effects.aborts || effects.retired {
+            self.settled.notify_all();
+        }
+        for (engine, work) in self.work.iter().enumerate() {
+            if effects.wake >> engine & 1 == 1 {
+                work.notify_all();
+            }
+        }
+        for queue in 0..QUEUES {
+            if effects.clear_portals >> queue & 1 == 1 {
+                self.portals.clear(queue);
+            }
+        }
+        for vector in effects.vectors() {
+            self.bus.interrupt(vector);
+        }
+    }
+
+    /// Reads registers at `offset` of BAR 0. Registers that do not exist read 0.
+    pub fn read_registers(&self, offset: u64, data: &mut [u8]) {
+        let state = self.lock();
+        for (index, byte) in data.iter_mut().enumerate() {
+            let at = offset.wrapping_add(index as u64);
+            let qword = state.read(at & !7).to_le_bytes();
+            *byte = qword.get((at & 7) as usize).copied().unwrap_or(0);
+        }
+    }
+
+    /// Writes registers at `offset` of BAR 0. Aligned accesses of 1, 2, 4 and 8 bytes are allowed, others are
+    /// dropped. \[D 9\]
+    pub fn write_registers(&self, offset: u64, data: &[u8]) {
+        if !matches!(data.len(), 1 | 2 | 4 | 8) || !offset.is_multiple_of(data.len() as u64) {
+            return;
+        }
+        let mut value = [0; 8];
+        let mut mask = [0; 8];
+        for (index, byte) in data.iter().enumerate() {
+            let at = (offset as usize & 3) + index;
+            if let (Some(value), Some(mask)) = (value.get_mut(at), mask.get_mut(at)) {
+                (*value, *mask) = (*byte, 0xff);
+            }
+        }
+        let (value, mask) = (u64::from_le_bytes(value), u64::from_le_bytes(mask));
+        for (at, value, mask) in [
+            (offset & !3, value as u32, mask as u32),
+            ((offset & !3) + 4, (value >> 32) as u32, (mask >> 32) as u32),
+        ] {
+            match (at, mask) {
+                (_, 0) => {}
+                (CMD, u32::MAX) => self.write_command(value),
+                _ => self.update(|state, effects| state.write(at, value, mask, effects)),
+            }
+        }
+    }
+
+    fn write_command(&self, value: u32) {
+        let pci = self.bus.pci();
+        self.update(|state, effects| {
+            state.write_command(value, &pci, |state| self.spawn_engines(state), effects);
+        });
+    }
+
+    /// A store to a portal, at `offset` of BAR 2.
+    pub fn write_portal(&self, offset: u64, data: &[u8]) {
+        if let Some((queue, descriptor)) = self.portals.store(offset, data) {
+            self.update(|state, effects| state.submit(queue, descriptor, effects));
+        }
+    }
+
+    /// Bus Master, PASID, ATS or page request enables changed: halts a device that is not Disabled. When this
+    /// returns, nothing of earlier descriptors is left.
+    pub fn configuration_changed(&self) {
+        self.stop(State::configuration_changed);
+    }
+
+    /// Back to the state after power-on. When this returns, nothing of earlier descriptors is left.
+    pub fn reset(&self) {
+        self.stop(State::reset);
+        self.requests.cancel_all();
+    }
+
+    /// Makes a change that aborts all descriptors, if any, and waits for their end: engines look at their abort flags
+    /// between pieces of 64 KiB and wherever they wait.
+    fn stop(&self, change: impl FnOnce(&mut State, &mut Effects)) {
+        let busy = self.update(|state, effects| {
+            change(state, effects);
+            state.engines.each_ref().map(|engine| {
+                let aborted = engine.abort.load(Ordering::Acquire);
+                engine.running.filter(|_| aborted).map(|_| engine.retired)
+            })
+        });
+        let mut state = self.lock();
+        while state.engines.iter().zip(busy).any(|(engine, busy)| busy == Some(engine.retired)) {
+            state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Ends the engine threads.
+    pub fn shut_down(&self) {
+        let threads = self.update(|state, effects| {
+            state.shutdown = true;
+            state.reset(effects);
+            state.engines.each_mut().map(|engine| engine.thread.take())
+        });
+        for thread in threads.into_iter().flatten() {
+            if thread.join().is_err() {
+                tracing::error!("an engine thread of the accelerator had panicked");
+            }
+        }
+    }
+
+    /// Waits until the queue's descriptors before `job` are gone: the Drain operation. \[D 8.3.3\]
+    pub fn wait_for_earlier(&self, job: &Job) -> Result<(), Aborted> {
+        let mut state = self.lock();
+        while !job.abort.load(Ordering::Acquire) {
+            if !state.runs_earlier(job.queue, job.sequence) {
+                return Ok(());
+            }
+            state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        Err(Aborted)
+    }
+
+    /// Starts the threads of the engines that belong to a group; `false` if one cannot be started.
+    fn spawn_engines(&self, state: &mut State) -> bool {
+        let groups = state.groups;
+        for (index, slot) in state.engines.iter_mut().enumerate() {
+            if slot.alive || !groups.iter().any(|group| group.has_engine(index)) {
+                continue;
+            }
+            let Some(device) = self.me.upgrade() else { return false };
+            let builder = thread::Builder::new().name(format!("dsa-engine{index}"));
+            match builder.spawn(move || device.run_engine(index)) {
+                Ok(thread) => {
+                    slot.alive = true;
+                    // The thread before it, if any, has ended or is about to: it holds nothing.
+                    slot.thread = Some(thread);
+                }
+                Err(error) => {
+                    tracing::error!("cannot start a thread for engine {index} of the accelerator: {error}");
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn run_engine(&self, index: usize) {
+        let mut scratch = Scratch::new();
+        while let Some(job) = self.wait_for_job(index) {
+            execute(self, &job, &mut scratch);
+            self.update(|state, effects| state.retire(index, effects));
+        }
+    }
+
+    /// Waits for work; `None` if the engine has to end.
+    fn wait_for_job(&self, index: usize) -> Option<Job> {
+        let work = self.work.get(index)?;
+        let mut state = self.lock();
+        loop {
+            let runs = matches!(state.device, DeviceState::Enabled | DeviceState::Draining);
+            if state.shutdown || !runs {
+                if let Some(slot) = state.engines.get_mut(index) {
+                    slot.idle = false;
+                    slot.alive = false;
+                }
+                return None;
+            }
+            if let Some(job) = state.next_job(index) {
+                return Some(job);
+            }
+            if let Some(slot) = state.engines.get_mut(index) {
+                slot.idle = true;
+            }
+            state = work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
