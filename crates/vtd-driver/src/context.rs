@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Devices: root and context entries, and the PASID directory each device has to itself (Linux iommu.c,
+//! pasid.c:intel_pasid_setup_sm_context).
+
+use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
+
+use vtd_spec::{
+    AddressRange, Descriptor, DomainId, Pasid, PasidDirectoryEntry, RootHalf, ScalableContextEntry, SourceId,
+};
+
+use crate::cache;
+use crate::domain::DomainHandle;
+use crate::error::Error;
+use crate::iommu::Iommu;
+use crate::memory::Memory;
+use crate::registers::Registers;
+
+/// A device's address translation services. \[PCIe 10.5.1\]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Ats {
+    /// Invalidate Queue Depth: invalidations it takes at a time, 5 bits; 0 means 32.
+    pub invalidate_queue_depth: u8,
+    /// Source-id of its physical function, where the unit has ECAP.DIT; zero otherwise.
+    pub pfsid: SourceId,
+}
+
+/// A device, as its configuration space describes it. What is on here is enabled in the device by the caller: PASID, then
+/// ATS, then page requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceConfig {
+    /// Source-id.
+    pub source_id: SourceId,
+    /// Width of its PASIDs in bits, 0 to 20; 0 for a device without.
+    pub pasid_bits: u8,
+    /// ATS, where it is enabled.
+    pub ats: Option<Ats>,
+    /// Whether its page request interface is enabled; needs ATS.
+    pub page_requests: bool,
+    /// Whether several parts of it, each assigned on its own (mediated devices), may bind the same PASID.
+    pub shared: bool,
+}
+
+impl DeviceConfig {
+    /// A device that makes requests without PASID only, and no ATS.
+    pub const fn new(source_id: SourceId) -> Self {
+        Self { source_id, pasid_bits: 0, ats: None, page_requests: false, shared: false }
+    }
+
+    /// A device with 20 PASID bits, ATS and page requests: what shared virtual addressing takes.
+    pub const fn with_sva(source_id: SourceId) -> Self {
+        Self {
+            pasid_bits: 20,
+            ats: Some(Ats { invalidate_queue_depth: 0, pfsid: SourceId(0) }),
+            page_requests: true,
+            ..Self::new(source_id)
+        }
+    }
+}
+
+/// What a PASID of a device is attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attachment {
+    /// A domain's own table.
+    Domain(DomainHandle),
+    /// A guest's first stage on a domain.
+    Nested(DomainHandle),
+    /// A first-stage table that somebody else keeps.
+    Table,
+    /// No translation.
+    PassThrough,
+}
+
+/// A device behind the unit.
+pub(crate) struct Device {
+    pub(crate) config: DeviceConfig,
+    pub(crate) directory: u64,
+    directory_pages: usize,
+    pub(crate) attachments: BTreeMap<Pasid, Attachment>,
+}
+
+impl Device {
+    /// The first PASID it does not have. A device without PASIDs still has entry 0, for its requests without.
+    pub(crate) fn pasid_limit(&self) -> u32 {
+        1 << self.config.pasid_bits
+    }
+
+    /// The invalidation of what the device may have translated by a PASID.
+    pub(crate) fn device_tlb(&self, pasid: Pasid, range: AddressRange) -> Option<Descriptor> {
+        let ats = self.config.ats?;
+        Some(cache::device_tlb_of_pasid(self.config.source_id, ats, pasid, range))
+    }
+}
+
+impl<R: Registers, M: Memory> Iommu<R, M> {
+    /// Adds a device: an empty PASID directory behind its context entry. Its requests are blocked until something is
+    /// attached.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::DeviceExists`]; [`Error::Unsupported`] for what the unit cannot do for it; [`Error::OutOfMemory`]; the
+    /// queue's.
+    pub fn add_device(&mut self, config: DeviceConfig) -> Result<(), Error> {
+        let source_id = config.source_id;
+        let ecap = self.capabilities.ecap;
+        if self.devices.contains_key(&source_id) {
+            return Err(Error::DeviceExists { source_id });
+        }
+        for (fits, capability) in [
+            (config.pasid_bits == 0 || ecap.pasid(), "requests with PASID (ECAP.PASID)"),
+            (
+                u32::from(config.pasid_bits) <= self.capabilities.pasid_bits(),
+                "that many PASID bits (ECAP.PSS)",
+            ),
+            (config.ats.is_none() || ecap.dt(), "device-TLBs (ECAP.DT)"),
+            (!config.page_requests || config.ats.is_some(), "page requests from a device without ATS"),
+            (!config.page_requests || ecap.prs() && ecap.pds(), "page requests with drain (ECAP.PRS, PDS)"),
+        ] {
+            if !fits {
+                return Err(Error::lacks(capability));
+            }
+        }
+
+        let context = self.context_address(source_id)?;
+        // A directory entry of 8 bytes for 64 PASIDs.
+        let bytes = (1usize << config.pasid_bits >> 6) * 8;
+        let directory_pages = bytes.div_ceil(4096).max(1).next_power_of_two();
+        let directory = self.allocate_table(directory_pages)?;
+        let entry = ScalableContextEntry::new()
+            .with_present(true)
+            .with_dte(config.ats.is_some())
+            .with_paside(config.pasid_bits != 0)
+            .with_pre(config.page_requests)
+            // 2^(PDTS+7) directory entries; a page holds 2^9.
+            .with_pdts(2 + directory_pages.trailing_zeros() as u8)
+            .with_pasid_dir_ptr(directory);
+        self.store_entry(context, &entry.to_qwords());
+        let device = Device { config, directory, directory_pages, attachments: BTreeMap::new() };
+        match self.devices.entry(source_id) {
+            Entry::Vacant(vacant) => vacant.insert(device),
+            Entry::Occupied(_) => return Err(Error::DeviceExists { source_id }),
+        };
+        self.flush_new_context(source_id)
+    }
+
+    /// A context entry became present (iommu.c:context_present_cache_flush): with caching mode the unit may have cached
+    /// that it was not, tagged with domain 0.
+    fn flush_new_context(&mut self, source_id: SourceId) -> Result<(), Error> {
+        if !self.capabilities.cap.cm() {
+            return self.flush_write_buffer();
+        }
+        self.submit(&[cache::context_device(source_id), cache::iotlb_domain(DomainId(0))])
+    }
+
+    /// Takes a device out: detaches all its PASIDs, then clears its context entry. \[S table 28\]
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchDevice`]; otherwise the device is gone all the same.
+    pub fn remove_device(&mut self, source_id: SourceId) -> Result<(), Error> {
+        let mut result = Ok(());
+        while let Some((&pasid, _)) = self.device(source_id)?.attachments.first_key_value() {
+            result = result.and(self.detach(source_id, pasid));
+            if self.device(source_id)?.attachments.contains_key(&pasid) {
+                return result;
+            }
+        }
+        let context = self.context_address(source_id)?;
+        self.store_entry(context, &[0; 4]);
+        let device = self.device(source_id)?;
+        let mut descriptors = alloc::vec![
+            cache::context_device(source_id),
+            cache::pasid_cache_global(),
+            cache::iotlb_global(),
+        ];
+        if let Some(ats) = device.config.ats {
+            descriptors.push(cache::device_tlb(source_id, ats, AddressRange::ALL));
+            if device.config.pasid_bits != 0 {
+                descriptors.push(cache::global_device_tlb(source_id, ats, AddressRange::ALL));
+            }
+        }
+        let flushed = self.submit(&descriptors);
+        if let Some(device) = self.devices.remove(&source_id) {
+            // A device that does not complete invalidations has no way to these tables: the unit reads them.
+            if matches!(flushed, Ok(()) | Err(Error::DeviceTimedOut { .. })) {
+                self.free_directory(&device);
+            }
+        }
+        result.and(flushed)
+    }
+
+    fn free_directory(&self, device: &Device) {
+        for index in 0..device.directory_pages as u64 * 512 {
+            let entry = PasidDirectoryEntry::from_bits(self.memory.load(device.directory + 8 * index));
+            if entry.p() {
+                self.memory.free(entry.smptblptr(), 1);
+            }
+        }
+        self.memory.free(device.directory, device.directory_pages);
+    }
+
+    /// Frees all that devices have, for a unit that is off.
+    pub(crate) fn free_devices(&mut self) {
+        for device in core::mem::take(&mut self.devices).values() {
+            self.free_directory(device);
+        }
+        if self.root_table == 0 {
+            return;
+        }
+        for index in 0..512 {
+            let half = RootHalf::from_bits(self.memory.load(self.root_table + 8 * index));
+            if half.present() {
+                self.memory.free(half.context_table(), 1);
+            }
+        }
+    }
+
+    /// Address of a device's context entry (iommu.c:iommu_context_addr); makes the table where there is none.
+    fn context_address(&self, source_id: SourceId) -> Result<u64, Error> {
+        let upper = u64::from(source_id.devfn() >> 7);
+        let root = self.root_table + 16 * u64::from(source_id.bus()) + 8 * upper;
+        let mut half = RootHalf::from_bits(self.memory.load(root));
+        if !half.present() {
+            half = RootHalf::from_bits(self.allocate_table(1)? | 1);
+            self.store_entry(root, &[half.into_bits()]);
+        }
+        Ok(half.context_table() + 32 * u64::from(source_id.devfn() & 0x7f))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+use std::vec;
+
+use super::*;
+use crate::fake::{DEVICE, Fake, Mishap, OTHER, PASID, capabilities};
+use crate::{Ats, NestedTable};
+
+const FIRST: Stage = Stage::First(FirstStagePagingMode::Level4);
+const SECOND: Stage = Stage::Second(AddressWidth::Bits48);
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn ids_begin_at_2_end_where_the_unit_ends_and_come_back() {
+    let (cap, ecap) = capabilities();
+    let fake = Fake::with(cap.with_nd(1), ecap);
+    let mut iommu = fake.driver();
+    let domains: Vec<_> = (2..64)
+        .map(|id| {
+            let domain = iommu.create_domain(FIRST).unwrap();
+            assert_eq!(iommu.domain_id(domain), Ok(DomainId(id)));
+            domain
+        })
+        .collect();
+    let outstanding = fake.outstanding();
+    assert_eq!(iommu.create_domain(FIRST), Err(Error::NoDomainId));
+    assert_eq!(fake.outstanding(), outstanding);
+    iommu.destroy_domain(domains[5]).unwrap();
+    let again = iommu.create_domain(FIRST).unwrap();
+    assert_eq!(iommu.domain_id(again), Ok(DomainId(7)));
+    assert_eq!(iommu.destroy_domain(domains[5]), Err(Error::NoSuchDomain));
+}
+
+#[test]
+fn stages_need_their_capability() {
+    let (cap, ecap) = capabilities();
+    let fake = Fake::with(cap.with_fs5lp(false), ecap.with_ssts(false).with_nest(false));
+    let mut iommu = fake.driver();
+    for stage in [SECOND, Stage::First(FirstStagePagingMode::Level5)] {
+        assert!(matches!(iommu.create_domain(stage), Err(Error::Unsupported { .. })));
+    }
+    iommu.create_domain(FIRST).unwrap();
+}
+
+#[test]
+fn unmapping_reaches_everybody_and_frees_tables_afterwards() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let first = iommu.create_domain(FIRST).unwrap();
+    iommu.attach(first, DEVICE, Pasid::ZERO).unwrap();
+    iommu.attach(first, DEVICE, PASID).unwrap();
+    iommu.attach(first, OTHER, PASID).unwrap();
+    iommu.map(first, 0, 0x1000, 2 * MIB, Access::ReadWrite).unwrap();
+    let before = fake.outstanding();
+    fake.clear();
+    iommu.unmap(first, 0x1000, 0x1000).unwrap();
+    let (did, ats) = (iommu.domain_id(first).unwrap(), Ats::default());
+    let page = AddressRange::new(0x1000, 0);
+    let expected = [
+        cache::pasid_iotlb_pages(did, Pasid::ZERO, page, true),
+        cache::pasid_iotlb_pages(did, PASID, page, true),
+        cache::device_tlb(DEVICE, ats, page),
+        cache::pasid_device_tlb(DEVICE, ats, PASID, page),
+        cache::pasid_device_tlb(OTHER, ats, PASID, page),
+    ];
+    assert_eq!(fake.take(), expected);
+    iommu.unmap(first, 0x1000, 0x1000).unwrap();
+    assert_eq!(fake.take(), [], "nothing was mapped");
+    iommu.unmap(first, 0, 2 * MIB).unwrap();
+    let all = AddressRange::new(0, 9);
+    let flushed = fake.take();
+    assert_eq!(flushed[0], cache::pasid_iotlb_pages(did, Pasid::ZERO, all, false), "a table went");
+    assert_eq!(fake.outstanding(), before - 1);
+}
+
+#[test]
+fn tables_that_a_device_may_still_walk_are_not_freed() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let domain = iommu.create_domain(SECOND).unwrap();
+    iommu.attach(domain, DEVICE, Pasid::ZERO).unwrap();
+    iommu.map(domain, 0, 0x1000, 2 * MIB, Access::ReadWrite).unwrap();
+    let before = fake.outstanding();
+    fake.mishap(Mishap::Hang);
+    assert_eq!(iommu.unmap(domain, 0, 2 * MIB), Err(Error::QueueTimeout));
+    assert_eq!(fake.outstanding(), before);
+    assert_eq!(iommu.lookup(domain, 0), Ok(None));
+    iommu.shutdown().unwrap();
+    assert_eq!(fake.outstanding(), 0, "a unit that is off walks nothing");
+}
+
+#[test]
+fn second_stage_changes_are_announced_in_caching_mode_and_take_nested_translations() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let parent = iommu.create_nest_parent(AddressWidth::Bits48).unwrap();
+    iommu.map(parent, 0, 0, 4096, Access::ReadWrite).unwrap();
+    assert_eq!(fake.take(), [], "nobody uses it");
+    iommu.setup_nested(DEVICE, PASID, parent, NestedTable::new(0x1000, 48)).unwrap();
+    iommu.setup_nested(DEVICE, Pasid::truncated(7), parent, NestedTable::new(0x1000, 48)).unwrap();
+    iommu.setup_nested(OTHER, Pasid::ZERO, parent, NestedTable::new(0x1000, 48)).unwrap();
+    iommu.attach(parent, OTHER, PASID).unwrap();
+    fake.clear();
+    let did = iommu.domain_id(parent).unwrap();
+    let caps = iommu.capabilities();
+    let range = AddressRange::new(0x8000, 2);
+    iommu.map(parent, 0x8000, 0x8000, 0x3000, Access::ReadWrite).unwrap();
+    assert_eq!(fake.take(), [cache::iotlb_pages(did, range, false, &caps)]);
+    iommu.unmap(parent, 0x8000, 0x3000).unwrap();
+    let ats = Ats::default();
+    let expected = [
+        cache::iotlb_pages(did, range, true, &caps),
+        cache::pasid_device_tlb(OTHER, ats, PASID, range),
+        // One for all PASIDs of the device: their addresses are the guest's.
+        cache::global_device_tlb(DEVICE, ats, AddressRange::ALL),
+        cache::device_tlb(OTHER, ats, AddressRange::ALL),
+    ];
+    assert_eq!(fake.take(), expected);
+}
+
+#[test]
+fn a_map_that_fails_midway_leaves_nothing() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let domain = iommu.create_domain(SECOND).unwrap();
+    iommu.map(domain, 0x5000, 0x5000, 0x1000, Access::Read).unwrap();
+    let over = iommu.map(domain, 0, 0, 0x10000, Access::Read);
+    assert_eq!(over, Err(Error::AlreadyMapped { address: 0x5000 }));
+    assert_eq!(iommu.lookup(domain, 0), Ok(None));
+    assert!(iommu.lookup(domain, 0x5000).unwrap().is_some());
+    fake.limit_pages(Some(1));
+    let long = iommu.map(domain, MIB, 0x1000, 4 * MIB, Access::Read);
+    assert_eq!(long, Err(Error::OutOfMemory));
+    assert_eq!(iommu.lookup(domain, MIB), Ok(None));
+}
+
+#[test]
+fn an_attached_domain_is_not_destroyed_and_its_tables_go_with_it() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let before = fake.outstanding();
+    let domain = iommu.create_domain(FIRST).unwrap();
+    iommu.map(domain, 0, 0x1000, 8 * MIB, Access::Read).unwrap();
+    iommu.attach(domain, DEVICE, Pasid::ZERO).unwrap();
+    assert_eq!(iommu.destroy_domain(domain), Err(Error::DomainBusy));
+    let busy = Error::PasidBusy { source_id: DEVICE, pasid: Pasid::ZERO };
+    assert_eq!(iommu.attach(domain, DEVICE, Pasid::ZERO), Err(busy));
+    iommu.detach(DEVICE, Pasid::ZERO).unwrap();
+    iommu.destroy_domain(domain).unwrap();
+    assert_eq!(fake.outstanding(), before + 1, "but for the device's PASID table");
+    let gone = Err(Error::NoSuchDomain);
+    assert_eq!(iommu.map(domain, 0, 0, 4096, Access::Read), gone);
+    assert_eq!(iommu.attach(domain, DEVICE, Pasid::ZERO), gone);
+}
+
+#[test]
+fn a_device_that_is_removed_leaves_every_domain() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let before = fake.outstanding();
+    let domain = iommu.create_domain(FIRST).unwrap();
+    for pasid in [0, 1, 64, 0xf_ffff] {
+        iommu.attach(domain, DEVICE, Pasid::truncated(pasid)).unwrap();
+    }
+    fake.clear();
+    iommu.remove_device(DEVICE).unwrap();
+    let ats = Ats::default();
+    let expected = [
+        cache::context_device(DEVICE),
+        cache::pasid_cache_global(),
+        cache::iotlb_global(),
+        cache::device_tlb(DEVICE, ats, AddressRange::ALL),
+        cache::global_device_tlb(DEVICE, ats, AddressRange::ALL),
+    ];
+    assert!(fake.take().ends_with(&expected));
+    iommu.destroy_domain(domain).unwrap();
+    assert_eq!(fake.outstanding(), before - 32, "its directory is gone");
+    assert_eq!(iommu.remove_device(DEVICE), Err(Error::NoSuchDevice { source_id: DEVICE }));
+    iommu.add_device(crate::DeviceConfig::with_sva(DEVICE)).unwrap();
+    assert_eq!(iommu.devices().collect::<Vec<_>>(), vec![DEVICE, OTHER]);
+}

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Submission to the invalidation queue: batches, waits, and what to do when the unit stops (dmar.c:qi_submit_sync,
+//! qi_check_fault).
+
+use alloc::vec::Vec;
+
+use vtd_spec::descriptors::Wait;
+use vtd_spec::registers::offset;
+use vtd_spec::{Descriptor, FaultStatus, QueueError, QueueErrorRecord, SourceId};
+
+use crate::error::Error;
+use crate::iommu::Iommu;
+use crate::memory::Memory;
+use crate::registers::Registers;
+
+/// IQA.QS: 2^QS pages.
+pub(crate) const SIZE_SHIFT: u8 = 1;
+/// Pages of the queue.
+pub(crate) const PAGES: usize = 1 << SIZE_SHIFT;
+/// Descriptors of 32 bytes in the queue.
+const ENTRIES: u32 = (PAGES * 4096 / 32) as u32;
+/// Descriptors that go in front of one wait.
+const BATCH: usize = 64;
+/// Times a device may fail to complete before its invalidations are given up.
+const TIME_OUTS: u32 = 3;
+
+/// Status dword of a wait under way and of one that is complete (Linux iommu.h: `QI_IN_USE`, `QI_DONE`).
+const IN_USE: u64 = 1;
+const DONE: u32 = 2;
+
+/// The queue. Nothing is in it while no submission runs, unless one failed.
+#[derive(Default)]
+pub(crate) struct Queue {
+    pub(crate) base: u64,
+    /// A page with 8 bytes of status for each entry.
+    pub(crate) status: u64,
+    /// The entry to be written next.
+    next: u32,
+    /// Entries that the unit may not have fetched yet.
+    outstanding: u32,
+}
+
+/// How a batch ended early.
+enum Stop {
+    /// It was done in full but for this one.
+    Invalid(Error),
+    /// The wait was aborted: a device (0 where the unit does not say which) did not complete.
+    TimedOut(SourceId),
+    Failed(Error),
+}
+
+impl<R: Registers, M: Memory> Iommu<R, M> {
+    /// Has descriptors carried out in order and waits until they are.
+    ///
+    /// Any number may be given: they go in batches, with one wait each.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidDescriptor`] for the first one that the unit refuses, [`Error::DeviceTimedOut`] for a device that
+    /// does not complete; the other descriptors have been carried out all the same. [`Error::QueueTimeout`] and
+    /// [`Error::QueueStopped`]: nothing is known of what was carried out.
+    pub fn submit(&mut self, descriptors: &[Descriptor]) -> Result<(), Error> {
+        let mut result = Ok(());
+        for (number, batch) in descriptors.chunks(BATCH).enumerate() {
+            match self.submit_batch(batch, Wait::default()) {
+                Ok(()) => {}
+                Err(error @ (Error::QueueTimeout | Error::QueueStopped { .. })) => return Err(error),
+                Err(Error::InvalidDescriptor { index, reason }) => {
+                    let index = index + number * BATCH;
+                    result = result.and(Err(Error::InvalidDescriptor { index, reason }));
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result
+    }
+
+    /// Submits one batch; `wait` has the flags (PD) that its wait descriptor is to have.
+    pub(crate) fn submit_batch(&mut self, descriptors: &[Descriptor], wait: Wait) -> Result<(), Error> {
+        let mut batch: Vec<Descriptor> = descriptors.to_vec();
+        let mut result = Ok(());
+        let mut time_outs = 0;
+        loop {
+            match self.submit_once(&batch, wait) {
+                Ok(()) => return result,
+                Err(Stop::Invalid(error)) => return result.and(Err(error)),
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::TimedOut(source_id)) => {
+                    // The wait was aborted: everything is submitted again, unless the device is gone or never answers.
+                    time_outs += 1;
+                    if time_outs < TIME_OUTS && (source_id.0 == 0 || self.devices.contains_key(&source_id)) {
+                        continue;
+                    }
+                    result = result.and(Err(Error::DeviceTimedOut { source_id }));
+                    let before = batch.len();
+                    batch.retain(|descriptor| device_tlb_of(descriptor) != Some(source_id));
+                    if batch.len() == before {
+                        // The unit does not say whose it is: no device-TLB can be relied upon.
+                        batch.retain(|descriptor| device_tlb_of(descriptor).is_none());
+                    }
+                    if batch.len() == before {
+                        return result;
+                    }
+                    time_outs = 0;
+                }
+            }
+        }
+    }
+
+    fn submit_once(&mut self, batch: &[Descriptor], wait: Wait) -> Result<(), Stop> {
+        let count = batch.len() as u32 + 1;
+        self.await_space(count).map_err(Stop::Failed)?;
+        let first = self.queue.next;
+        let last = (first + count - 1) % ENTRIES;
+        let status = self.queue.status + 8 * u64::from(last);
+        let wait = Wait { sw: true, status_data: DONE, status_address: status, ..wait };
+        self.memory.store(status, IN_USE);
+        for (number, descriptor) in batch.iter().chain([&Descriptor::Wait(wait)]).enumerate() {
+            self.write_descriptor((first + number as u32) % ENTRIES, descriptor);
+        }
+        self.queue.next = (last + 1) % ENTRIES;
+        self.queue.outstanding += count;
+        self.registers.write32(offset::IQT, self.queue.next << 5);
+
+        let mut invalid = None;
+        let mut polls = 0;
+        while self.memory.load(status) as u32 != DONE {
+            let fault = FaultStatus::from_bits(self.registers.read32(offset::FSTS));
+            if fault.iqe() {
+                let (index, reason) = self.repair(first, count).map_err(Stop::Failed)?;
+                invalid.get_or_insert(Error::InvalidDescriptor { index, reason });
+            }
+            if fault.ite() {
+                let record = QueueErrorRecord::from_bits(self.registers.read64(offset::IQERCD));
+                self.clear_fault(FaultStatus::new().with_ite(true));
+                return Err(Stop::TimedOut(SourceId(record.itesid())));
+            }
+            if fault.ice() {
+                // A device completed what nobody asked of it: nothing of ours is affected.
+                self.clear_fault(FaultStatus::new().with_ice(true));
+            }
+            if !self.registers.relax(polls) {
+                return Err(Stop::Failed(Error::QueueTimeout));
+            }
+            polls += 1;
+        }
+        self.queue.outstanding = 0;
+        match invalid {
+            None => Ok(()),
+            Some(error) => Err(Stop::Invalid(error)),
+        }
+    }
+
+    fn write_descriptor(&self, entry: u32, descriptor: &Descriptor) {
+        let address = self.queue.base + 32 * u64::from(entry);
+        for (index, qword) in descriptor.encode().into_iter().enumerate() {
+            self.memory.store(address + 8 * index as u64, qword);
+        }
+    }
+
+    /// The unit stopped at a descriptor that it takes for invalid: puts a barrier, which does nothing, in its place and
+    /// lets the unit go on. (Linux puts a copy of the wait there, which is right for batches of one only.)
+    fn repair(&self, first: u32, count: u32) -> Result<(usize, Option<QueueError>), Error> {
+        let reason = QueueErrorRecord::from_bits(self.registers.read64(offset::IQERCD)).error();
+        let head = self.registers.read64(offset::IQH) as u32 >> 5;
+        let place = (head + ENTRIES - first) % ENTRIES;
+        let of_descriptor = matches!(
+            reason,
+            None | Some(QueueError::InvalidType | QueueError::ReservedField | QueueError::FetchError)
+        );
+        // The wait comes last; it is ours, and nothing can stand in for it.
+        if !of_descriptor || place + 1 >= count {
+            return Err(Error::QueueStopped { reason });
+        }
+        self.write_descriptor(head, &Descriptor::Wait(Wait { fn_: true, ..Wait::default() }));
+        self.clear_fault(FaultStatus::new().with_iqe(true));
+        Ok((place as usize, reason))
+    }
+
+    fn clear_fault(&self, bits: FaultStatus) {
+        self.registers.write32(offset::FSTS, bits.into_bits());
+    }
+
+    /// Waits until `count` entries are free: there are, unless earlier submissions failed.
+    fn await_space(&mut self, count: u32) -> Result<(), Error> {
+        let mut polls = 0;
+        while self.queue.outstanding + count >= ENTRIES {
+            let head = self.registers.read64(offset::IQH) as u32 >> 5;
+            self.queue.outstanding = (self.queue.next + ENTRIES - head) % ENTRIES;
+            if self.queue.outstanding + count >= ENTRIES {
+                if !self.registers.relax(polls) {
+                    return Err(Error::QueueTimeout);
+                }
+                polls += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The device whose device-TLB a descriptor invalidates.
+fn device_tlb_of(descriptor: &Descriptor) -> Option<SourceId> {
+    match descriptor {
+        Descriptor::DeviceTlb(device) => Some(device.sid),
+        Descriptor::PasidDeviceTlb(device) => Some(device.sid),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
