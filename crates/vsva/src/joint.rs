@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The joint itself: hears the guest's unit and tells every assigned function what concerns it.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::descriptors::{
+    ContextGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
+};
+use vtd_spec::{AddressRange, Descriptor, SourceId};
+use vtd_unit::{Observer, PasidAllocator, Unit};
+
+use crate::assigned::{Assigned, Scope};
+use crate::host::{DeviceId, HostIommu, Unsupported};
+use crate::pasids::HostPasids;
+use crate::trace::Tracer;
+
+/// Why a function cannot be assigned, or a joint not be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AssignError {
+    /// The guest's unit promises what the host lacks.
+    #[error(transparent)]
+    Unsupported(#[from] Unsupported),
+    /// Without caching mode a guest does not announce entries that become present, so nothing can be shadowed.
+    #[error("assigned devices need caching mode: turn the IOMMU option cm on")]
+    NoCachingMode,
+    /// The unit has an observer already.
+    #[error("the IOMMU is joined to a host already")]
+    Joined,
+}
+
+type Functions<M> = RwLock<Vec<Arc<Assigned<M>>>>;
+
+/// Joins a guest's unit to a host. Dropping it unbinds everything.
+pub struct Joint<M: GuestMemoryBackend + Send + Sync + 'static> {
+    unit: Unit<M>,
+    host: Arc<dyn HostIommu>,
+    pasids: Arc<HostPasids>,
+    tracer: Option<Arc<dyn Tracer>>,
+    functions: Arc<Functions<M>>,
+    // The unit keeps its observer and its allocator weakly: these keep them.
+    _observer: Arc<dyn Observer>,
+    _allocator: Arc<dyn PasidAllocator>,
+}
+
+struct Ear<M> {
+    functions: Arc<Functions<M>>,
+    pasids: Arc<HostPasids>,
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Joint<M> {
+    /// Joins `unit` to `host`; `tracer` hears of what happens.
+    ///
+    /// # Errors
+    ///
+    /// The unit promises what the host lacks, does not report caching mode, or is joined already.
+    pub fn new(
+        unit: &Unit<M>,
+        host: Arc<dyn HostIommu>,
+        tracer: Option<Arc<dyn Tracer>>,
+    ) -> Result<Self, AssignError> {
+        let capabilities = unit.capabilities();
+        host.nesting_info().check(&capabilities)?;
+        if !capabilities.cap.cm() {
+            return Err(AssignError::NoCachingMode);
+        }
+        let functions = Arc::new(RwLock::new(Vec::new()));
+        let pasids = Arc::new(HostPasids::new(Arc::clone(&host)));
+        let ear = Ear { functions: Arc::clone(&functions), pasids: Arc::clone(&pasids) };
+        let observer: Arc<dyn Observer> = Arc::new(ear);
+        let allocator: Arc<dyn PasidAllocator> = Arc::clone(&pasids) as Arc<dyn PasidAllocator>;
+        if !unit.set_observer(&observer) || !unit.set_pasid_allocator(&allocator) {
+            return Err(AssignError::Joined);
+        }
+        let (_observer, _allocator) = (observer, allocator);
+        Ok(Self { unit: unit.clone(), host, pasids, tracer, functions, _observer, _allocator })
+    }
+
+    /// Gives the guest the host's function `device` as `source_id`.
+    pub fn assign(&self, source_id: SourceId, device: DeviceId) -> Arc<Assigned<M>> {
+        let assigned =
+            Assigned::new(&self.unit, source_id, device, &self.host, &self.pasids, self.tracer.clone());
+        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        functions.push(Arc::clone(&assigned));
+        drop(functions);
+        // What the guest announces meanwhile is heard already.
+        assigned.sync_all(Scope::All);
+        assigned
+    }
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Drop for Joint<M> {
+    fn drop(&mut self) {
+        let functions = std::mem::take(&mut *self.functions.write().unwrap_or_else(PoisonError::into_inner));
+        for function in functions {
+            function.close();
+        }
+        self.pasids.close();
+    }
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Ear<M> {
+    fn each(&self, mut f: impl FnMut(&Assigned<M>)) {
+        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner).clone();
+        for function in &functions {
+            f(function);
+        }
+    }
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Observer for Ear<M> {
+    fn invalidated(&self, descriptor: &Descriptor) {
+        match descriptor {
+            Descriptor::ContextCache(context) => self.each(|function| {
+                let named =
+                    context.granularity != ContextGranularity::Device || context.names(function.source_id());
+                // Also what was found through the context: some guests leave the PASID cache to it.
+                if named {
+                    function.sync_all(Scope::All);
+                }
+            }),
+            Descriptor::PasidCache(pasids) => self.each(|function| match pasids.granularity {
+                PasidCacheGranularity::Global => function.sync_all(Scope::All),
+                PasidCacheGranularity::Domain => function.sync_all(Scope::Domain(pasids.did)),
+                PasidCacheGranularity::Pasid => function.sync_pasid(pasids.did, pasids.pasid),
+            }),
+            Descriptor::Iotlb(iotlb) => self.each(|function| {
+                let scope = match iotlb.granularity {
+                    IotlbGranularity::Global => Scope::All,
+                    // Of a domain's first-stage translations all go, whatever the range. [S table 23]
+                    IotlbGranularity::Domain | IotlbGranularity::Page => Scope::Domain(iotlb.did),
+                };
+                function.invalidate_first_stages(scope);
+            }),
+            Descriptor::PasidIotlb(iotlb) => self.each(|function| {
+                let (range, leaf_only) = match iotlb.granularity {
+                    PasidIotlbGranularity::Pasid => (AddressRange::ALL, false),
+                    PasidIotlbGranularity::Page => (iotlb.range(), iotlb.ih),
+                };
+                function.invalidate_pasid(iotlb.did, iotlb.pasid, range, leaf_only);
+            }),
+            // Device-TLB invalidations reach the function they name through its port.
+            Descriptor::DeviceTlb(_) | Descriptor::PasidDeviceTlb(_) => {}
+            Descriptor::InterruptEntryCache(_)
+            | Descriptor::Wait(_)
+            | Descriptor::PageGroupResponse(_)
+            | Descriptor::HptCache(_) => {}
+        }
+    }
+
+    fn complete(&self, page_request_drain: bool) {
+        self.each(|function| function.complete(page_request_drain));
+    }
+
+    fn remapping_changed(&self) {
+        self.each(|function| function.sync_all(Scope::All));
+    }
+
+    fn reset(&self) {
+        // Whoever would have answered is gone, and so is whoever would have given PASIDs back.
+        self.each(|function| function.abandon(None));
+        self.pasids.release_commanded();
+    }
+}

@@ -1,0 +1,622 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The joint between a guest's unit and a host that writes down what it is asked.
+
+#[path = "../../vtd-unit/tests/common/mod.rs"]
+mod common;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, Weak};
+
+use common::{Guest, SOURCE_ID, pasid};
+use vsva::{
+    Attachment, DeviceId, FaultPasid, HostError, HostEvents, HostFault, HostIommu, Invalidation,
+    InvalidationKind, Joint, NestingInfo,
+};
+use vtd_spec::descriptors::{
+    Iotlb, IotlbGranularity, PageGroupResponse as ResponseDescriptor, PasidCache, PasidCacheGranularity,
+    PasidDeviceTlb, PasidIotlb, PasidIotlbGranularity,
+};
+use vtd_spec::{
+    AddressRange, Descriptor, DomainId, FaultReason, Pasid, PasidGranularTranslationType, SourceId,
+};
+use vtd_unit::{
+    Access, PageGroupResponse, PageRequest, Requester, ResponseCode, UnitConfig, VirtualCommandEncoding,
+};
+
+const DEVICE: DeviceId = DeviceId(1);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Call {
+    Attach(Option<u32>, Attachment),
+    Block(Option<u32>),
+    Translate(u32, Option<u32>),
+    Invalidate(Invalidation),
+    Respond(Option<u32>, u16, ResponseCode),
+}
+
+struct Host {
+    calls: Mutex<Vec<Call>>,
+    allocated: Mutex<HashSet<u32>>,
+    refuse: Mutex<Option<HostError>>,
+    events: Mutex<Option<Weak<dyn HostEvents>>>,
+    identical: bool,
+    /// Invalidations done per call.
+    pace: usize,
+}
+
+impl Host {
+    fn new(identical: bool) -> Arc<Self> {
+        Arc::new(Self {
+            calls: Mutex::default(),
+            allocated: Mutex::default(),
+            refuse: Mutex::default(),
+            events: Mutex::default(),
+            identical,
+            pace: usize::MAX,
+        })
+    }
+
+    fn take(&self) -> Vec<Call> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    fn call(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    fn events(&self) -> Arc<dyn HostEvents> {
+        self.events.lock().unwrap().as_ref().unwrap().upgrade().unwrap()
+    }
+}
+
+impl HostIommu for Host {
+    fn nesting_info(&self) -> NestingInfo {
+        NestingInfo {
+            fs1gp: true,
+            fs5lp: true,
+            prs: true,
+            srs: false,
+            eafs: false,
+            pasid_bits: 20,
+            address_width: 48,
+            identical_pasids: self.identical,
+        }
+    }
+
+    fn listen(&self, _: DeviceId, events: Weak<dyn HostEvents>) {
+        *self.events.lock().unwrap() = Some(events);
+    }
+
+    fn allocate_pasid(&self) -> Result<Pasid, HostError> {
+        let mut allocated = self.allocated.lock().unwrap();
+        let free = (1000..1000 + 20_000).find(|number| !allocated.contains(number));
+        let number = free.ok_or(HostError::NoPasid)?;
+        allocated.insert(number);
+        Ok(pasid(number))
+    }
+
+    fn allocate_this_pasid(&self, pasid: Pasid) -> Result<(), HostError> {
+        if self.allocated.lock().unwrap().insert(pasid.get()) { Ok(()) } else { Err(HostError::NoPasid) }
+    }
+
+    fn free_pasid(&self, pasid: Pasid) {
+        assert!(self.allocated.lock().unwrap().remove(&pasid.get()), "{pasid} is not allocated");
+    }
+
+    fn attach(&self, _: DeviceId, pasid: Option<Pasid>, to: Attachment) -> Result<(), HostError> {
+        if let Some(error) = self.refuse.lock().unwrap().clone() {
+            return Err(error);
+        }
+        self.call(Call::Attach(pasid.map(Pasid::get), to));
+        Ok(())
+    }
+
+    fn block(&self, _: DeviceId, pasid: Option<Pasid>) {
+        self.call(Call::Block(pasid.map(Pasid::get)));
+    }
+
+    fn set_pasid_translation(&self, _: DeviceId, guest: Pasid, host: Option<Pasid>) -> Result<(), HostError> {
+        self.call(Call::Translate(guest.get(), host.map(Pasid::get)));
+        Ok(())
+    }
+
+    fn invalidate(&self, batch: &[Invalidation]) -> usize {
+        let done = batch.len().min(self.pace);
+        self.calls.lock().unwrap().extend(batch[..done].iter().copied().map(Call::Invalidate));
+        done
+    }
+
+    fn respond(&self, _: DeviceId, response: PageGroupResponse) {
+        self.call(Call::Respond(response.pasid.map(Pasid::get), response.group, response.code));
+    }
+}
+
+struct Rig {
+    guest: Guest,
+    host: Arc<Host>,
+    joint: Joint<common::Memory>,
+    assigned: Arc<vsva::Assigned<common::Memory>>,
+}
+
+fn rig_with(config: &UnitConfig, host: Arc<Host>) -> Rig {
+    let guest = Guest::with_config(config);
+    let joint = Joint::new(&guest.unit, Arc::clone(&host) as Arc<dyn HostIommu>, None).unwrap();
+    let assigned = joint.assign(SOURCE_ID, DEVICE);
+    host.take();
+    Rig { guest, host, joint, assigned }
+}
+
+fn rig() -> Rig {
+    rig_with(&UnitConfig::default(), Host::new(false))
+}
+
+fn pasid_cache(granularity: PasidCacheGranularity, did: u16, number: u32) -> Descriptor {
+    Descriptor::PasidCache(PasidCache { granularity, did: DomainId(did), pasid: pasid(number) })
+}
+
+fn psi(did: u16, number: u32) -> Descriptor {
+    pasid_cache(PasidCacheGranularity::Pasid, did, number)
+}
+
+fn nested(guest: &Guest, number: u32) -> Attachment {
+    let binding = guest.unit.binding(SOURCE_ID, pasid(number)).unwrap();
+    let vtd_unit::Translation::FirstStage(table) = binding.translation else { panic!() };
+    Attachment::Nested(table)
+}
+
+fn iotlb(device: DeviceId, host: Option<u32>, range: AddressRange, leaf_only: bool) -> Call {
+    let kind = InvalidationKind::Iotlb { leaf_only };
+    Call::Invalidate(Invalidation { device, pasid: host.map(pasid), range, kind })
+}
+
+#[test]
+fn an_entry_that_becomes_present_is_attached_under_a_pasid_of_the_host() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    let to = nested(&rig.guest, 5);
+    assert_eq!(rig.host.take(), [Call::Attach(Some(1000), to), Call::Translate(5, Some(1000))]);
+    assert_eq!(rig.assigned.host_pasid(pasid(5)), Some(pasid(1000)));
+    // Announcing what has not changed changes nothing.
+    rig.guest.submit_all(&[psi(1, 5), pasid_cache(PasidCacheGranularity::Global, 0, 0)]);
+    assert_eq!(rig.host.take(), []);
+}
+
+#[test]
+fn an_entry_that_changes_replaces_and_one_that_goes_is_unbound() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.host.take(), [Call::Attach(Some(1000), nested(&rig.guest, 5))]);
+    rig.guest.write_pasid_entry(pasid(5), Default::default());
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.host.take(), [Call::Translate(5, None), Call::Block(Some(1000))]);
+    assert!(rig.host.allocated.lock().unwrap().is_empty(), "the PASID is given back");
+}
+
+#[test]
+fn an_invalidation_of_another_domain_is_not_heard() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit_all(&[psi(2, 5), pasid_cache(PasidCacheGranularity::Domain, 2, 0)]);
+    assert_eq!(rig.host.take(), []);
+    rig.guest.submit(&pasid_cache(PasidCacheGranularity::Domain, 1, 0));
+    assert_eq!(rig.host.take().len(), 2);
+    // The domain changes in place: an invalidation that names the old one is enough.
+    let table = nested(&rig.guest, 5);
+    let Attachment::Nested(first) = table else { unreachable!() };
+    rig.guest.write_pasid_entry(pasid(5), Guest::first_stage(DomainId(7), first.address));
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.host.take(), [], "the host has domain-ids of its own");
+    let piotlb = |did| {
+        let granularity = PasidIotlbGranularity::Pasid;
+        let (pasid, did) = (pasid(5), DomainId(did));
+        Descriptor::PasidIotlb(PasidIotlb { granularity, did, pasid, am: 0, ih: false, addr: 0 })
+    };
+    rig.guest.submit(&piotlb(1));
+    assert_eq!(rig.host.take(), []);
+    rig.guest.submit(&piotlb(7));
+    assert_eq!(rig.host.take(), [iotlb(DEVICE, Some(1000), AddressRange::ALL, false)]);
+}
+
+#[test]
+fn invalidations_go_down_with_the_hosts_ids_before_the_wait_completes() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    let page = PasidIotlb {
+        granularity: PasidIotlbGranularity::Page,
+        did: DomainId(1),
+        pasid: pasid(5),
+        am: 2,
+        ih: true,
+        addr: 0x1234_5000,
+    };
+    let range = AddressRange::new(0x1234_4000, 2);
+    let device =
+        PasidDeviceTlb { sid: SOURCE_ID, pfsid: SourceId(0), mip: 0, pasid: pasid(5), gi: false, range };
+    rig.guest.submit_all(&[Descriptor::PasidIotlb(page), Descriptor::PasidDeviceTlb(device)]);
+    let down =
+        Invalidation { device: DEVICE, pasid: Some(pasid(1000)), range, kind: InvalidationKind::DeviceTlb };
+    assert_eq!(rig.host.take(), [iotlb(DEVICE, Some(1000), range, true), Call::Invalidate(down)]);
+    // A domain-selective one takes every first stage of the domain with it.
+    let domain = Iotlb {
+        granularity: IotlbGranularity::Domain,
+        dw: false,
+        dr: false,
+        did: DomainId(1),
+        am: 0,
+        ih: false,
+        addr: 0,
+    };
+    rig.guest.submit(&Descriptor::Iotlb(domain));
+    assert_eq!(rig.host.take(), [iotlb(DEVICE, Some(1000), AddressRange::ALL, false)]);
+    rig.guest.submit(&Descriptor::Iotlb(Iotlb { did: DomainId(3), ..domain }));
+    assert_eq!(rig.host.take(), []);
+}
+
+#[test]
+fn a_host_that_does_a_batch_in_pieces_gets_the_rest_again() {
+    let host = Arc::new(Host { pace: 1, ..Arc::into_inner(Host::new(false)).unwrap() });
+    let rig = rig_with(&UnitConfig::default(), host);
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    let piotlb = PasidIotlb {
+        granularity: PasidIotlbGranularity::Pasid,
+        did: DomainId(1),
+        pasid: pasid(5),
+        am: 0,
+        ih: false,
+        addr: 0,
+    };
+    rig.guest.submit_all(&[Descriptor::PasidIotlb(piotlb); 5]);
+    assert_eq!(rig.host.take().len(), 5);
+}
+
+#[test]
+fn what_a_host_does_not_invalidate_is_unbound() {
+    let host = Arc::new(Host { pace: 0, ..Arc::into_inner(Host::new(false)).unwrap() });
+    let rig = rig_with(&UnitConfig::default(), host);
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    let granularity = IotlbGranularity::Global;
+    let (did, am, ih, addr) = (DomainId(0), 0, false, 0);
+    rig.guest.submit(&Descriptor::Iotlb(Iotlb { granularity, dw: false, dr: false, did, am, ih, addr }));
+    assert_eq!(rig.host.take(), [Call::Translate(5, None), Call::Block(Some(1000))]);
+    assert_eq!(rig.assigned.host_pasid(pasid(5)), None, "the shadow knows");
+    // Announced again, it is bound again.
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.host.take().len(), 2);
+}
+
+#[test]
+fn requests_without_pasid_follow_the_guests_state() {
+    let guest = Guest::powered_up(&UnitConfig::default());
+    let host = Host::new(false);
+    let joint = Joint::new(&guest.unit, Arc::clone(&host) as Arc<dyn HostIommu>, None).unwrap();
+    let _assigned = joint.assign(SOURCE_ID, DEVICE);
+    assert_eq!(host.take(), [Call::Attach(None, Attachment::SecondStage)], "remapping is off");
+    guest.enable_queue();
+    guest.add_function(SOURCE_ID);
+    guest.write64(vtd_spec::offset::RTADDR, common::ROOT_TABLE | 0x400);
+    guest.command(1 << 30);
+    guest.command(1 << 31);
+    assert_eq!(host.take(), [Call::Block(None)], "no entry for RID_PASID");
+    guest.bind(Pasid::ZERO);
+    guest.submit(&psi(1, 0));
+    let RequestsOf::Nested(to) = requests(&guest) else { panic!() };
+    assert_eq!(host.take(), [Call::Attach(None, to)]);
+    let entry = Guest::first_stage(DomainId(1), 0).with_pgtt(PasidGranularTranslationType::PassThrough);
+    guest.write_pasid_entry(Pasid::ZERO, entry);
+    guest.submit(&psi(1, 0));
+    assert_eq!(host.take(), [Call::Attach(None, Attachment::SecondStage)]);
+    guest.command_off(1 << 31);
+    assert_eq!(host.take(), [], "untranslated is what pass-through was");
+}
+
+enum RequestsOf {
+    Nested(Attachment),
+    Other,
+}
+
+fn requests(guest: &Guest) -> RequestsOf {
+    match guest.unit.requests_without_pasid(SOURCE_ID) {
+        vtd_unit::RequestsWithoutPasid::Remapped(binding) => match binding.translation {
+            vtd_unit::Translation::FirstStage(table) => RequestsOf::Nested(Attachment::Nested(table)),
+            _ => RequestsOf::Other,
+        },
+        _ => RequestsOf::Other,
+    }
+}
+
+#[test]
+fn page_requests_go_up_and_responses_come_down_with_each_sides_pasid() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    let requester = Requester { pasid: Some(pasid(1000)), privileged: false };
+    let request =
+        PageRequest { requester, address: 0x7000_1000, read: true, write: true, last: true, group: 9 };
+    rig.host.events().page_request(DEVICE, request);
+    let queued = rig.guest.load(common::PAGE_REQUEST_QUEUE);
+    assert_eq!(queued, 1 | 1 << 8 | u64::from(SOURCE_ID.0) << 16 | 5 << 32);
+    let response = |number: u32, prgi| {
+        let (pasid, rid, rc) = (Some(pasid(number)), SOURCE_ID, ResponseCode::Success);
+        Descriptor::PageGroupResponse(ResponseDescriptor { pasid, rid, rc, prgi })
+    };
+    // Answers to no request are discarded.
+    rig.guest.submit_all(&[response(5, 8), response(6, 9), response(1000, 9)]);
+    assert_eq!(rig.host.take(), []);
+    rig.guest.submit_all(&[response(5, 9), response(5, 9)]);
+    assert_eq!(rig.host.take(), [Call::Respond(Some(1000), 9, ResponseCode::Success)]);
+    // A PASID that the guest has not bound.
+    let requester = Requester { pasid: Some(pasid(1001)), privileged: false };
+    rig.host.events().page_request(DEVICE, PageRequest { requester, ..request });
+    assert_eq!(rig.host.take(), [Call::Respond(Some(1001), 9, ResponseCode::InvalidRequest)]);
+}
+
+#[test]
+fn a_group_that_waits_is_the_guests_to_answer_until_it_drains() {
+    for answered in [true, false] {
+        let rig = rig();
+        rig.guest.bind(pasid(5));
+        rig.guest.submit(&psi(1, 5));
+        let requester = Requester { pasid: Some(pasid(1000)), privileged: false };
+        let request =
+            PageRequest { requester, address: 0x1000, read: true, write: false, last: true, group: 3 };
+        rig.host.events().page_request(DEVICE, request);
+        rig.host.take();
+        // The process dies: its entry goes, with the invalidations that Linux sends then.
+        rig.guest.write_pasid_entry(pasid(5), Default::default());
+        let device = Descriptor::PasidDeviceTlb(PasidDeviceTlb {
+            sid: SOURCE_ID,
+            pfsid: SourceId(0),
+            mip: 0,
+            pasid: pasid(5),
+            gi: false,
+            range: AddressRange::ALL,
+        });
+        rig.guest.submit_all(&[psi(1, 5), device]);
+        assert_eq!(rig.host.take(), [Call::Translate(5, None), Call::Block(Some(1000))], "not answered");
+        assert!(rig.host.allocated.lock().unwrap().contains(&1000), "nor may the PASID stand for another");
+        // A PASID that takes the guest's number meanwhile keeps the host's.
+        rig.guest.bind(pasid(5));
+        rig.guest.submit(&psi(1, 5));
+        assert_eq!(rig.assigned.host_pasid(pasid(5)), Some(pasid(1000)));
+        rig.guest.write_pasid_entry(pasid(5), Default::default());
+        rig.guest.submit(&psi(1, 5));
+        rig.host.take();
+        let code = if answered {
+            let (pasid, rid, rc, prgi) = (Some(pasid(5)), SOURCE_ID, ResponseCode::ResponseFailure, 3);
+            rig.guest.submit(&Descriptor::PageGroupResponse(ResponseDescriptor { pasid, rid, rc, prgi }));
+            rc
+        } else {
+            rig.guest.queue(&device);
+            rig.guest.submit_wait(1 << 7);
+            ResponseCode::InvalidRequest
+        };
+        assert_eq!(rig.host.take(), [Call::Respond(Some(1000), 3, code)]);
+        assert!(rig.host.allocated.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn a_refused_attachment_leaves_the_old_and_is_a_fault_for_the_guest() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    *rig.host.refuse.lock().unwrap() = Some(HostError::Levels(5));
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.host.take(), []);
+    assert_eq!(rig.assigned.host_pasid(pasid(5)), Some(pasid(1000)), "what was there stays");
+    let fault = rig.guest.take_fault(0).unwrap();
+    assert_eq!((fault.fr(), fault.pv(), fault.sid()), (FaultReason::Spt4_3.code(), pasid(5), SOURCE_ID));
+    rig.guest.bind(pasid(6));
+    rig.guest.submit(&psi(1, 6));
+    assert_eq!(rig.assigned.host_pasid(pasid(6)), None);
+    assert_eq!(rig.host.allocated.lock().unwrap().len(), 1, "nothing leaks");
+    *rig.host.refuse.lock().unwrap() = None;
+    rig.guest.submit_all(&[psi(1, 5), psi(1, 6)]);
+    assert_eq!(rig.assigned.bound_count(), 2);
+}
+
+#[test]
+fn faults_of_the_host_are_recorded_with_the_guests_ids() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    let fault = HostFault {
+        reason: FaultReason::Sgn6,
+        pasid: FaultPasid::Host(pasid(1000)),
+        address: 0x7000_1234,
+        access: Access::Write,
+        privileged: false,
+    };
+    let cases = [
+        (fault.pasid, fault.reason, 0x85, Some(5)),
+        (fault.pasid, FaultReason::Sss2, 0x70, Some(5)),
+        (FaultPasid::Device(pasid(77)), FaultReason::Spt2, 0x59, Some(77)),
+        (FaultPasid::None, FaultReason::Sfs2, 0x71, None),
+    ];
+    for (index, (from, reason, code, guest)) in cases.into_iter().enumerate() {
+        rig.host.events().fault(DEVICE, HostFault { pasid: from, reason, ..fault });
+        let record = rig.guest.take_fault(index as u64).unwrap();
+        assert_eq!((record.fr(), record.sid(), record.pp()), (code, SOURCE_ID, guest.is_some()));
+        assert_eq!(record.pv().get(), guest.unwrap_or(0));
+    }
+    rig.host.events().fault(DEVICE, HostFault { pasid: FaultPasid::Host(pasid(1001)), ..fault });
+    assert!(rig.guest.take_fault(4).is_none(), "of nobody's PASID");
+}
+
+#[test]
+fn identical_pasids_are_taken_by_number() {
+    let rig = rig_with(&UnitConfig::default(), Host::new(true));
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.assigned.host_pasid(pasid(5)), Some(pasid(5)));
+}
+
+#[test]
+fn a_pasid_on_two_functions_is_one_pasid_of_the_host() {
+    let rig = rig();
+    let second = SourceId::new(0, 9, 0);
+    rig.guest.add_function(second);
+    let other = rig.joint.assign(second, DeviceId(2));
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.assigned.host_pasid(pasid(5)), Some(pasid(1000)));
+    assert_eq!(other.host_pasid(pasid(5)), Some(pasid(1000)));
+    rig.guest.write_pasid_entry(pasid(5), Default::default());
+    rig.guest.submit(&psi(1, 5));
+    assert!(rig.host.allocated.lock().unwrap().is_empty());
+}
+
+#[test]
+fn pasids_of_the_virtual_command_are_bound_under_their_own_number_and_not_freed_while_bound() {
+    for encoding in [VirtualCommandEncoding::Early, VirtualCommandEncoding::Final] {
+        let config = UnitConfig { vcmd: Some(encoding), ..UnitConfig::default() };
+        let rig = rig_with(&config, Host::new(false));
+        let (command, response, shift) = match encoding {
+            VirtualCommandEncoding::Early => (0xe10, 0xe20, 8),
+            VirtualCommandEncoding::Final => (0xe00, 0xe10, 16),
+        };
+        let execute = |value| {
+            rig.guest.write64(command, value);
+            rig.guest.read64(response)
+        };
+        let number = (execute(1) >> shift) as u32;
+        assert_eq!(number, 1000);
+        rig.guest.bind(pasid(number));
+        rig.guest.submit(&psi(1, number));
+        assert_eq!(rig.assigned.host_pasid(pasid(number)), Some(pasid(number)));
+        assert_ne!(execute(2 | 1000 << shift), 0, "still bound");
+        rig.guest.write_pasid_entry(pasid(number), Default::default());
+        rig.guest.submit(&psi(1, number));
+        assert!(rig.host.allocated.lock().unwrap().contains(&number), "unbinding does not free");
+        assert_eq!(execute(2 | 1000 << shift), 0);
+        assert!(rig.host.allocated.lock().unwrap().is_empty());
+    }
+}
+
+#[test]
+fn one_change_among_ten_thousand_is_one_change_on_the_host() {
+    let rig = rig();
+    let table = rig.guest.page();
+    for number in 1..=10_000 {
+        rig.guest.write_pasid_entry(pasid(number), Guest::first_stage(DomainId(1), table));
+    }
+    rig.guest.submit(&pasid_cache(PasidCacheGranularity::Global, 0, 0));
+    assert_eq!(rig.assigned.bound_count(), 10_000);
+    rig.host.take();
+    rig.guest.write_pasid_entry(pasid(5000), Guest::first_stage(DomainId(1), rig.guest.page()));
+    rig.guest.submit(&pasid_cache(PasidCacheGranularity::Global, 0, 0));
+    assert_eq!(rig.host.take().len(), 1);
+    // The whole directory goes at once.
+    for index in 0..1 << 14 {
+        rig.guest.store(common::PASID_DIRECTORY + index * 8, 0);
+    }
+    rig.guest.submit(&pasid_cache(PasidCacheGranularity::Global, 0, 0));
+    assert_eq!(rig.assigned.bound_count(), 0);
+    assert!(rig.host.allocated.lock().unwrap().is_empty());
+}
+
+#[test]
+fn dropping_the_joint_unbinds_everything() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    let host = Arc::clone(&rig.host);
+    drop(rig.joint);
+    assert!(host.allocated.lock().unwrap().is_empty());
+    assert!(host.take().contains(&Call::Block(None)));
+}
+
+#[test]
+fn a_guest_unit_that_promises_too_much_is_refused() {
+    for (config, lacks) in [
+        (UnitConfig { srs: true, ..UnitConfig::default() }, "supervisor"),
+        (UnitConfig { haw: 52, ..UnitConfig::default() }, "physical"),
+        (UnitConfig { cm: false, ..UnitConfig::default() }, "caching mode"),
+    ] {
+        let guest = Guest::powered_up(&config);
+        let error = Joint::new(&guest.unit, Host::new(false), None).err().unwrap();
+        assert!(error.to_string().contains(lacks), "{error}");
+    }
+}
+
+#[test]
+fn nothing_is_bound_while_remapping_is_off() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    rig.guest.command_off(1 << 31);
+    assert!(rig.host.take().contains(&Call::Block(Some(1000))), "its tables are no longer looked at");
+    rig.guest.submit(&psi(1, 5));
+    assert_eq!(rig.host.take(), []);
+    rig.guest.command(1 << 31);
+    assert_eq!(rig.assigned.bound_count(), 1);
+}
+
+#[test]
+fn a_reset_gives_back_what_the_virtual_command_allocated_and_answers_all_groups() {
+    let config = UnitConfig { vcmd: Some(VirtualCommandEncoding::Final), ..UnitConfig::default() };
+    let rig = rig_with(&config, Host::new(false));
+    rig.guest.bind(Pasid::ZERO);
+    rig.guest.submit(&psi(1, 0));
+    rig.host.take();
+    for _ in 0..3 {
+        rig.guest.write64(0xe00, 1);
+    }
+    assert_eq!(rig.host.allocated.lock().unwrap().len(), 3);
+    let requester = Requester::default();
+    let request = PageRequest { requester, address: 0x1000, read: true, write: false, last: true, group: 3 };
+    rig.host.events().page_request(DEVICE, request);
+    rig.guest.unit.reset();
+    assert!(rig.host.allocated.lock().unwrap().is_empty());
+    let answer = Call::Respond(None, 3, ResponseCode::InvalidRequest);
+    assert_eq!(rig.host.take(), [Call::Attach(None, Attachment::SecondStage), answer]);
+}
+
+#[test]
+fn faults_that_the_guest_does_not_want_to_hear_of_are_not_recorded() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    let fault = |pasid| HostFault {
+        reason: FaultReason::Spt2,
+        pasid: FaultPasid::Device(pasid),
+        address: 0x7000_1234,
+        access: Access::Write,
+        privileged: false,
+    };
+    // As Linux takes an entry away whose process has ended before its device.
+    rig.guest.write_pasid_entry(pasid(5), vtd_spec::PasidEntry::new().with_fpd(true));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.events().fault(DEVICE, fault(pasid(5)));
+    assert!(rig.guest.take_fault(0).is_none());
+    rig.host.events().fault(DEVICE, fault(pasid(6)));
+    assert_eq!(rig.guest.take_fault(0).unwrap().pv(), pasid(6));
+}
+
+#[test]
+fn a_function_whose_joint_is_gone_attaches_nothing() {
+    let Rig { guest, host, joint, assigned } = rig();
+    guest.bind(pasid(5));
+    drop(joint);
+    host.take();
+    assigned.reset();
+    let blocked = [Call::Block(None)];
+    assert_eq!(host.take(), blocked);
+    assert!(host.allocated.lock().unwrap().is_empty());
+}

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The bodies of the fuzz targets, as functions that ordinary tests run as well.
+
+#![forbid(unsafe_code)]
+
+pub mod joint;
+/// Books of a host, as the tests of the joint keep them.
+#[path = "../../crates/vsva/tests/rig/ledger.rs"]
+#[allow(missing_docs, reason = "documented where it is a fixture")]
+mod ledger;
+pub mod unit;
