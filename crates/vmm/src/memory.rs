@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Guest RAM: one memory file, so that whoever else stands behind the guest's devices can map the same pages again.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::layout;
+
+/// The guest's RAM, mapped into this process.
+pub type Memory = GuestMemoryMmap<()>;
+
+/// Why there is no guest RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host gives no memory file, or none of that size.
+    #[error("cannot create a memory file of {0} MiB: {1}")]
+    File(u64, io::Error),
+    /// The host does not give that much.
+    #[error("cannot map {0} MiB of guest memory: {1}")]
+    Map(u64, vm_memory::mmap::FromRangesError),
+    /// KVM refused a range.
+    #[error("KVM refuses guest memory at {0:#x}: {1}")]
+    Slot(u64, kvm_ioctls::Error),
+}
+
+/// Maps `size` bytes of RAM, in the ranges of [`layout::ram`]. Each region is a shared mapping of one memory file and
+/// knows its place there ([`GuestMemoryRegion::file_offset`]); pages are taken from the host as they are touched.
+///
+/// # Errors
+///
+/// The host does not have that much address space, or refuses the file.
+pub fn allocate(size: u64) -> Result<Arc<Memory>, Error> {
+    let file = Arc::new(memory_file(size).map_err(|e| Error::File(size >> 20, e))?);
+    let mut start = 0;
+    let mut ranges = Vec::new();
+    for window in layout::ram(size) {
+        let place = FileOffset::from_arc(Arc::clone(&file), start);
+        ranges.push((GuestAddress(window.base), window.size as usize, Some(place)));
+        start += window.size;
+    }
+    let memory = Memory::from_ranges_with_files(&ranges).map_err(|e| Error::Map(size >> 20, e))?;
+    for region in memory.iter() {
+        prefer_huge_pages(region);
+    }
+    Ok(Arc::new(memory))
+}
+
+/// An unnamed file in memory that keeps its size: a mapping of it always has pages behind it.
+fn memory_file(size: u64) -> io::Result<File> {
+    // SAFETY: the name is a string with its terminator; the call touches no other memory.
+    let fd =
+        unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and nobody else has it.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
+    // SAFETY: the descriptor is open; the command takes an integer.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+/// A wish: it is granted where the host's `shmem_enabled` says `advise`, and costs nothing elsewhere.
+fn prefer_huge_pages(region: &vm_memory::GuestRegionMmap<()>) {
+    // SAFETY: the range is a whole mapping that `region` owns; the advice changes no contents.
+    let result = unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        tracing::debug!(%error, "no huge pages for guest memory");
+    }
+}
+
+/// Makes `memory` the RAM of `vm`. The memory must live as long as a processor of `vm` can run.
+pub fn register(vm: &VmFd, memory: &Memory) -> Result<(), Error> {
+    for (slot, region) in memory.iter().enumerate() {
+        let start = region.start_addr();
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: start.0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+            flags: 0,
+        };
+        // SAFETY: the range is a mapping of its whole length that `Memory` owns; the machine drops the memory
+        // after the VM (field order of `Machine`), and accesses to it are volatile everywhere.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(|e| Error::Slot(start.0, e))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestRegionMmap};
+
+    use super::*;
+
+    /// The pages of a region once more, elsewhere.
+    fn again(region: &GuestRegionMmap<()>, at: u64) -> Memory {
+        let place = region.file_offset().cloned();
+        Memory::from_ranges_with_files([(GuestAddress(at), region.size(), place)]).unwrap()
+    }
+
+    #[test]
+    fn the_same_pages_can_be_mapped_at_other_addresses() {
+        let memory = allocate(0x10_0000).unwrap();
+        let region = memory.iter().next().unwrap();
+        let other = again(region, 0x40_0000_0000);
+        memory.write_obj(0x1122_3344_u32, GuestAddress(0x1_2340)).unwrap();
+        assert_eq!(other.read_obj::<u32>(GuestAddress(0x40_0001_2340)).unwrap(), 0x1122_3344);
+        other.write_obj(7u8, GuestAddress(0x40_000f_ffff)).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(0xf_ffff)).unwrap(), 7);
+    }
+
+    #[test]
+    fn ranges_on_both_sides_of_the_hole_have_pages_of_their_own() {
+        let memory = allocate(layout::HOLE_START + 0x20_0000).unwrap();
+        let places: Vec<_> = memory
+            .iter()
+            .map(|region| (region.start_addr().0, region.file_offset().unwrap().start()))
+            .collect();
+        assert_eq!(places, [(0, 0), (layout::HIGH_RAM_START, layout::HOLE_START)]);
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(layout::HIGH_RAM_START)).unwrap(), 0);
+        let high = again(memory.iter().nth(1).unwrap(), 0);
+        memory.write_obj(2u8, GuestAddress(layout::HIGH_RAM_START + 0x1f_ffff)).unwrap();
+        assert_eq!(high.read_obj::<u8>(GuestAddress(0x1f_ffff)).unwrap(), 2);
+    }
+
+    #[test]
+    fn nobody_can_take_the_pages_away() {
+        let memory = allocate(0x1_0000).unwrap();
+        let file = memory.iter().next().unwrap().file_offset().unwrap().arc().clone();
+        assert_eq!(file.metadata().unwrap().len(), 0x1_0000);
+        assert!(file.set_len(0x1000).is_err());
+    }
+
+    #[test]
+    fn too_much_memory_is_one_line() {
+        let line = allocate(1 << 60).unwrap_err().to_string();
+        assert!(line.contains("MiB") && !line.contains('\n'), "{line}");
+    }
+}

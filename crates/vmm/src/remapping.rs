@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The remapping unit's place in the machine: its register page, and the I/O APIC as one of its functions.
+
+use std::sync::Arc;
+
+use vtd_unit::{Endpoint, EndpointSink, Message, PageGroupResponse, SourceId, Unit, UnitConfig};
+
+use crate::acpi::Remapping;
+use crate::bus::BusDevice;
+use crate::ioapic::{InterruptSink, PINS};
+use crate::kvm::Messages;
+use crate::layout;
+use crate::memory::Memory;
+
+/// What the user said about the unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// The guest sees the unit. If not, it stays as after reset: DMA passes untranslated.
+    pub visible: bool,
+    /// Its capabilities.
+    pub config: UnitConfig,
+}
+
+/// Parses the argument of `--iommu`: `off`, or options of [`UnitConfig`] that can go together.
+pub fn parse(text: &str) -> Result<Choice, vtd_unit::ConfigError> {
+    if text.trim() == "off" {
+        return Ok(Choice { visible: false, config: UnitConfig::default() });
+    }
+    let config: UnitConfig = text.parse()?;
+    config.capabilities()?;
+    Ok(Choice { visible: true, config })
+}
+
+/// What the DMAR table says about `unit`.
+pub fn description(unit: &Unit<Memory>) -> Remapping {
+    let capabilities = unit.capabilities();
+    Remapping {
+        address_width: capabilities.haw,
+        interrupt_remapping: capabilities.ecap.ir(),
+        x2apic_opt_out: !capabilities.ecap.eim(),
+    }
+}
+
+/// The unit's register page on the memory bus.
+pub struct RegisterPage(pub Unit<Memory>);
+
+impl BusDevice for RegisterPage {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.0.read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.0.write(offset, data);
+    }
+}
+
+/// A function without ATS: nothing is ever sent to it.
+struct Silent;
+
+impl EndpointSink for Silent {
+    fn page_group_response(&self, _response: PageGroupResponse) {}
+}
+
+/// The I/O APIC's way out, through the unit by its source-id.
+pub struct IoApicPort {
+    endpoint: Endpoint<Memory>,
+    messages: Messages,
+}
+
+impl IoApicPort {
+    /// The port into `unit`; what comes out of it goes to `messages`.
+    pub fn new(unit: &Unit<Memory>, messages: Messages) -> Self {
+        let source_id = SourceId(u16::from(layout::IOAPIC_BUS) << 8 | u16::from(layout::IOAPIC_DEVFN));
+        Self { endpoint: unit.endpoint(source_id, Arc::new(Silent)), messages }
+    }
+}
+
+impl InterruptSink for IoApicPort {
+    fn deliver(&self, message: Message) {
+        self.endpoint.message(message);
+    }
+
+    fn level_routes(&self, routes: &[Option<Message>; PINS]) {
+        self.messages.level_routes(routes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_choice_is_off_or_options_that_go_together() {
+        assert!(!parse("off").unwrap().visible);
+        assert_eq!(parse("").unwrap(), Choice { visible: true, config: UnitConfig::default() });
+        assert!(!parse("cm=off").unwrap().config.cm);
+        for text in ["warp=on", "cm=perhaps", "pss=20", "dt=off", "off,cm=on"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

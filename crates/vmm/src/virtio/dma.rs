@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The port of a device to guest memory and to the interrupt controllers.
+
+use std::sync::Arc;
+
+use vm_memory::{GuestMemory, GuestMemoryBackend};
+use vtd_unit::{Endpoint, EndpointSink, Message, PageGroupResponse, Pinned, Requester, SourceId, Unit};
+
+/// Where a device's memory requests and messages go.
+pub trait Dma: Send + Sync + 'static {
+    /// Memory at the addresses that the device uses. While it lives, no invalidation that takes back a translation
+    /// completes: hold it for a bounded copy, never across blocking or [`Self::message`].
+    type Memory<'a>: GuestMemory
+    where
+        Self: 'a;
+
+    /// Memory for one short access that starts at `first`; `None` where the device has no address space, which is
+    /// reported as a fault of `first`.
+    fn pin(&self, first: u64) -> Option<Self::Memory<'_>>;
+
+    /// Sends a message-signalled interrupt. Must not call back into the device.
+    fn message(&self, address: u64, data: u32);
+}
+
+/// Requests carry the function's source-id and no PASID.
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Dma for Endpoint<M> {
+    type Memory<'a> = Pinned<'a, M>;
+
+    fn pin(&self, first: u64) -> Option<Pinned<'_, M>> {
+        self.pin(Requester::default(), first).ok()
+    }
+
+    fn message(&self, address: u64, data: u32) {
+        self.message(Message { address, data });
+    }
+}
+
+/// The device has no ATS: it keeps no translations and asks for no pages.
+struct NoAts;
+
+impl EndpointSink for NoAts {
+    fn page_group_response(&self, _: PageGroupResponse) {}
+}
+
+/// The port of the function with this source-id, behind the unit.
+pub fn endpoint<M: GuestMemoryBackend + Send + Sync + 'static>(
+    unit: &Unit<M>,
+    source_id: SourceId,
+) -> Endpoint<M> {
+    unit.endpoint(source_id, Arc::new(NoAts))
+}
