@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! mprotect and mremap under a device that holds translations.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{all_bytes, faulted, same, succeeded, unmap::spin};
+use crate::completion::status;
+use crate::descriptor::{BLOCK_ON_FAULT, Descriptor};
+use crate::memory::{Mapping, PAGE, memory_file};
+use crate::pattern::{self, Random};
+use crate::process::Findings;
+use crate::reference::filled;
+use crate::runner::Lab;
+
+const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// mprotect while the device writes: once it has returned, not one more byte may land.
+pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
+    const LENGTH: usize = 1 << 20;
+    const HALF: usize = LENGTH / 2;
+    let queue = lab.queue(0)?;
+    let contents = pattern::bytes(LENGTH, lab.seed);
+    let file = memory_file(c"vsva-slow", &contents)?;
+    let target = Mapping::touched(LENGTH)?;
+    let mut snapshot = Mapping::touched(HALF)?;
+    let mut random = Random::new(lab.seed ^ 1);
+    let (mut complete, mut stopped) = (0, 0);
+    let mut hot = Mapping::touched(LENGTH)?;
+    hot.bytes_mut().copy_from_slice(&contents);
+    for round in 0..24 {
+        target.protect(0..LENGTH, READ_WRITE)?;
+        let slow = Mapping::file(&file, LENGTH, true, false)?;
+        succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
+        // As in `unmap`: a source that is slow, or one that is hot and a point in the middle of the move.
+        let (source, delay) = if round % 2 == 0 {
+            (&slow, Duration::ZERO)
+        } else {
+            let start = Instant::now();
+            let c = queue.run(Descriptor::copy(hot.address(), target.address(), LENGTH))?;
+            succeeded(&c, "move before")?;
+            let duration = start.elapsed();
+            succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
+            (&hot, duration.mul_f64(random.below(600) as f64 / 1000.0))
+        };
+        let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
+        spin(delay);
+        target.protect(HALF..LENGTH, libc::PROT_READ)?;
+        snapshot.bytes_mut().copy_from_slice(&target.bytes()[HALF..]);
+        let c = queue.wait(pending)?;
+        same(&target.bytes()[HALF..], snapshot.bytes(), "memory after mprotect had returned")?;
+        let done = if c.status == status::SUCCESS {
+            complete += 1;
+            LENGTH
+        } else {
+            stopped += 1;
+            faulted(&c, true, &(target.at(HALF)..target.at(LENGTH)), true, "move into protected memory")?;
+            c.completed as usize
+        };
+        same(&target.bytes()[..done], &contents[..done], "what was moved")?;
+    }
+    ensure!(stopped > 0, "no move of 24 was stopped by mprotect: none was in flight");
+    Ok(format!(
+        "24 rounds: {stopped} moves stopped, {complete} were complete; nothing was written after mprotect returned"
+    ))
+}
+
+/// The protection changed between uses, many times.
+pub fn between_uses(lab: &Lab, _: &mut Findings) -> Result<String> {
+    let queue = lab.queue(0)?;
+    let memory = Mapping::touched(4 * PAGE)?;
+    let mut copy = Mapping::touched(4 * PAGE)?;
+    let pages = memory.address()..memory.at(4 * PAGE);
+    let rounds = 25;
+    for round in 0..rounds {
+        let value = pattern::mix(round);
+        let fill = Descriptor::fill(value, memory.address(), 4 * PAGE);
+        let read = Descriptor::copy(memory.address(), copy.address(), 4 * PAGE);
+        let blocking = round % 2 == 0;
+        let choose = |d: Descriptor| if blocking { d } else { d.without(BLOCK_ON_FAULT) };
+        memory.protect(0..4 * PAGE, READ_WRITE)?;
+        succeeded(&queue.run(fill)?, "fill of writable memory")?;
+        memory.protect(0..4 * PAGE, libc::PROT_READ)?;
+        let wrong = Descriptor::fill(!value, memory.address(), 4 * PAGE);
+        faulted(&queue.run(choose(wrong))?, blocking, &pages, true, "fill of read-only memory")?;
+        succeeded(&queue.run(read)?, "read of read-only memory")?;
+        same(copy.bytes(), &filled(4 * PAGE, value), "read-only memory")?;
+        memory.protect(0..4 * PAGE, libc::PROT_NONE)?;
+        copy.bytes_mut().fill(0xa5);
+        faulted(&queue.run(choose(read))?, blocking, &pages, false, "read of inaccessible memory")?;
+        all_bytes(copy.bytes(), 0xa5, "destination of the refused read")?;
+    }
+    memory.protect(0..4 * PAGE, READ_WRITE)?;
+    same(memory.bytes(), &filled(4 * PAGE, pattern::mix(rounds - 1)), "memory at the end")?;
+    Ok(format!("{rounds} rounds of writable, read-only and inaccessible memory"))
+}
+
+/// mremap between uses: the old address is gone, the new one has the data.
+pub fn moved(lab: &Lab, _: &mut Findings) -> Result<String> {
+    let queue = lab.queue(0)?;
+    let length = 4 * PAGE;
+    let here = Mapping::touched(length)?;
+    let there = Mapping::reserved(length)?;
+    let mut copy = Mapping::touched(length)?;
+    let rounds = 24;
+    for round in 0..rounds {
+        let (from, to) = if round % 2 == 0 { (&here, &there) } else { (&there, &here) };
+        let value = pattern::mix(round ^ lab.seed);
+        succeeded(&queue.run(Descriptor::fill(value, from.address(), length))?, "fill before mremap")?;
+        from.move_to(to)?;
+        let pages = from.address()..from.at(length);
+        let c = queue.run(Descriptor::fill(!value, from.address(), length))?;
+        faulted(&c, true, &pages, true, "fill of the old address")?;
+        let c = queue.run(Descriptor::copy(from.address(), copy.address(), length))?;
+        faulted(&c, true, &pages, false, "read of the old address")?;
+        copy.bytes_mut().fill(0);
+        succeeded(
+            &queue.run(Descriptor::copy(to.address(), copy.address(), length))?,
+            "read of the new address",
+        )?;
+        same(copy.bytes(), &filled(length, value), "data at the new address")?;
+    }
+    Ok(format!("{rounds} moves of the pages to another address and back"))
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! munmap while the device writes: what was unmapped may belong to somebody else the moment munmap returns.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::{faulted, same, succeeded};
+use crate::completion::status;
+use crate::descriptor::Descriptor;
+use crate::memory::{Mapping, memory_file};
+use crate::pattern::{self, Random};
+use crate::process::Findings;
+use crate::runner::Lab;
+
+const LENGTH: usize = 1 << 20;
+const HALF: usize = LENGTH / 2;
+
+/// Moves to memory that the device has already written (so that it holds translations); half of that is unmapped
+/// meanwhile and its pages get new owners. In even rounds the source is a file mapping that the device has to fault
+/// in, so that munmap always comes first; in odd ones it is hot, and munmap comes at any point of the move.
+pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
+    let queue = lab.queue(0)?;
+    let contents = pattern::bytes(LENGTH, lab.seed);
+    let of_owner = pattern::bytes(HALF, !lab.seed);
+    let file = memory_file(c"vsva-slow", &contents)?;
+    let mut random = Random::new(lab.seed);
+    let (mut complete, mut stopped) = (0, 0);
+    let mut hot = Mapping::touched(LENGTH)?;
+    hot.bytes_mut().copy_from_slice(&contents);
+    for round in 0..24 {
+        let slow = Mapping::file(&file, LENGTH, true, false)?;
+        let mut target = Mapping::touched(LENGTH)?;
+        // Mapped over later: so that nothing new is put into the hole, where the device may rightly write.
+        let mut owner = Mapping::reserved(HALF)?;
+        succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
+        let (source, delay) = if round % 2 == 0 {
+            (&slow, Duration::ZERO)
+        } else {
+            let start = Instant::now();
+            let c = queue.run(Descriptor::copy(hot.address(), target.address(), LENGTH))?;
+            succeeded(&c, "move before")?;
+            let duration = start.elapsed();
+            succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
+            (&hot, duration.mul_f64(random.below(600) as f64 / 1000.0))
+        };
+
+        let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
+        spin(delay);
+        target.unmap(HALF..LENGTH)?;
+        owner.replace_with_fresh(0..HALF)?;
+        owner.bytes_mut().copy_from_slice(&of_owner);
+        let c = queue.wait(pending)?;
+        target.map_hole(HALF..LENGTH).context("something else was mapped into the hole")?;
+
+        let done = if c.status == status::SUCCESS {
+            complete += 1;
+            HALF
+        } else {
+            stopped += 1;
+            faulted(&c, true, &(target.at(HALF)..target.at(LENGTH)), true, "move into unmapped memory")?;
+            (c.completed as usize).min(HALF)
+        };
+        same(&target.bytes_mut()[..done], &contents[..done], "the half that stayed mapped")?;
+        same(owner.bytes(), &of_owner, &format!("round {round}: memory that got the pages after munmap"))?;
+    }
+    ensure!(stopped > 0, "no move of 24 was stopped by munmap: none was in flight");
+    Ok(format!(
+        "24 rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the pages' new \
+         owner never saw the device's data"
+    ))
+}
+
+/// Waits without giving the processor away: a sleep would be longer than the move.
+pub fn spin(delay: Duration) {
+    let start = Instant::now();
+    while start.elapsed() < delay {
+        std::hint::spin_loop();
+    }
+}
