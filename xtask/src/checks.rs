@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What needs no guest: formatting, lints, documentation, and the tests of the crates.
+
+use anyhow::Result;
+
+use crate::binaries::cargo;
+use crate::process;
+use crate::say;
+
+const RUST: &str = "install Rust with rustfmt and clippy (rustup component add rustfmt clippy)";
+
+/// Formatting, clippy and the documentation, all without a warning.
+pub fn check() -> Result<()> {
+    say::line("cargo fmt");
+    process::run(cargo().args(["fmt", "--all", "--check"]), RUST)?;
+    say::line("cargo clippy");
+    process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]), RUST)?;
+    say::line("cargo doc");
+    let mut doc = cargo();
+    doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"])
+        .env("RUSTDOCFLAGS", "-D warnings");
+    process::run(&mut doc, RUST)?;
+    say::line("the driver half without the standard library");
+    bare("clippy", &["--", "-D", "warnings"])?;
+    bare("build", &[])
+}
+
+/// Runs cargo on the kernel that is linked without std. The host's own target serves: it is installed everywhere, and
+/// whatever brings std in makes the link fail.
+fn bare(command: &str, arguments: &[&str]) -> Result<()> {
+    let mut cargo = cargo();
+    cargo.args([command, "--manifest-path", "bare/Cargo.toml", "--target-dir", "target/bare"]);
+    cargo.args(["--target", "x86_64-unknown-linux-gnu"]).args(arguments);
+    process::run(&mut cargo, RUST)
+}
+
+/// The unit and in-process tests of every crate.
+pub fn cargo_test() -> Result<()> {
+    say::line("cargo test");
+    process::run(cargo().args(["test", "--workspace"]), RUST)?;
+    say::line("the example");
+    process::run(cargo().args(["run", "--quiet", "--package", "vsva", "--example", "embed"]), RUST)
+}
+
+/// The fuzz targets, and how many inputs each gets: some seconds' worth.
+const FUZZ_TARGETS: [(&str, u32); 2] = [("unit", 20_000), ("joint", 4000)];
+
+/// A bounded run of each fuzz target, with cargo-fuzz installed where it is missing.
+pub fn fuzz() -> Result<()> {
+    const REMEDY: &str = "install cargo-fuzz (cargo install cargo-fuzz --locked) and a C++ compiler (g++)";
+    let installed = process::output(cargo().args(["fuzz", "--version"]), REMEDY);
+    if !installed.is_ok_and(|output| output.status.success()) {
+        say::line("installing cargo-fuzz");
+        process::run(cargo().args(["install", "cargo-fuzz", "--locked"]), REMEDY)?;
+    }
+    for (target, runs) in FUZZ_TARGETS {
+        say::line(&format!("fuzzing: {target}"));
+        let mut command = cargo();
+        // libFuzzer's instrumentation is a flag that only nightly compilers take without being told.
+        command.env("RUSTC_BOOTSTRAP", "1").args(["fuzz", "run", target, "--sanitizer", "none", "--"]);
+        command.args([&format!("-runs={runs}"), "-max_len=4096", "-len_control=0", "-timeout=30"]);
+        process::run(&mut command, REMEDY)?;
+    }
+    Ok(())
+}

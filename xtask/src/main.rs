@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The lab and the developer commands: `cargo xtask demo`, `cargo xtask test`, and what they are made of.
+
+mod apt;
+mod binaries;
+mod cache;
+mod checks;
+mod console;
+mod cpio;
+mod demo;
+mod initramfs;
+mod judge;
+mod kernel;
+mod lab;
+mod machine;
+mod matrix;
+mod modules;
+mod nested;
+mod process;
+mod qemu;
+mod report;
+mod say;
+mod sources;
+mod unpack;
+mod version;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::binaries::Binaries;
+use crate::cache::Cache;
+use crate::demo::Device;
+use crate::kernel::{Kernel, Want};
+use crate::lab::{Lab, Level1, Supplies};
+use crate::report::Report;
+use crate::sources::Mirror;
+
+/// The lab of vsva: boots stock Debian guests behind the virtual IOMMU, with or without hardware KVM.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// The main job: a stock guest whose process shares its address space with a device
+    Demo {
+        #[command(flatten)]
+        lab: LabOptions,
+        /// Only checks of the guest program whose name contains one of these
+        #[arg(long, value_name = "NAME,...", default_value = "", hide_default_value = true, value_parser = plain_names)]
+        only: String,
+        /// The accelerator emulated behind the guest's own unit, instead of assigned to it by a software host
+        #[arg(long)]
+        emulated: bool,
+        /// Bring vsva's trace back: JSON lines in FILE, and FILE.trace.json for trace viewers
+        #[arg(long, value_name = "FILE", conflicts_with = "emulated")]
+        trace: Option<PathBuf>,
+    },
+    /// Every test: formatting, lints, documentation, the crates' tests, then guests in the lab
+    Test {
+        #[command(flatten)]
+        lab: LabOptions,
+        /// Boot every kernel with every command line (no5lvl, iommu.strict=1, iommu=pt) too
+        #[arg(long)]
+        matrix: bool,
+    },
+    /// Formatting, clippy and documentation, all without a warning
+    Check,
+    /// Download and unpack all that the demo needs, and with --matrix all that the tests need
+    Fetch {
+        #[command(flatten)]
+        lab: LabOptions,
+        /// The kernels of the compatibility matrix too
+        #[arg(long)]
+        matrix: bool,
+    },
+    /// Boot one kernel that reads and writes a disk through the unit
+    Boot {
+        #[command(flatten)]
+        lab: LabOptions,
+        /// Only kernels of this series, such as 6.12
+        #[arg(long, value_name = "A.B", value_parser = series)]
+        series: Option<(u32, u32)>,
+        /// Words for the guest's command line, beside intel_iommu=on
+        #[arg(long, default_value = "")]
+        append: String,
+    },
+    /// Boot the matrix of kernels and command lines
+    Matrix(LabOptions),
+    /// The operations of the accelerator, with its queues brought up by Debian's accel-config
+    AccelConfig(LabOptions),
+}
+
+#[derive(Args, Clone)]
+struct LabOptions {
+    /// The Debian suite whose newest generic kernel the guest is
+    #[arg(long, default_value = "trixie-backports")]
+    suite: String,
+    /// The Debian mirror; without it the one that this machine's apt is set up with
+    #[arg(long, value_name = "URL")]
+    mirror: Option<String>,
+    /// A bzImage of your own for the guest
+    #[arg(long, value_name = "FILE", requires = "guest_modules")]
+    guest_kernel: Option<PathBuf>,
+    /// Its directory of modules, named as its release: /lib/modules/RELEASE
+    #[arg(long, value_name = "DIR", requires = "guest_kernel")]
+    guest_modules: Option<PathBuf>,
+    /// Where downloads are kept; without it $XDG_CACHE_HOME/vsva or ~/.cache/vsva
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Whether the guest runs in level 1, a kernel with KVM under QEMU's emulation
+    #[arg(long, value_enum, default_value = "auto")]
+    level1: Level1,
+    /// Take static vsva and guest programs from this directory instead of building them
+    #[arg(long, value_name = "DIR")]
+    binaries: Option<PathBuf>,
+    /// Write checks and figures to this file as JSON too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+impl LabOptions {
+    /// Fails early for a kernel in which user SVA cannot work.
+    fn prepare_with_sva(&self) -> Result<(Lab, Kernel)> {
+        let (supplies, kernel) = self.fetch(None)?;
+        if !kernel.has_sva() {
+            bail!("{}: user SVA needs Linux 7.2 or newer: name another suite with --suite", kernel.release);
+        }
+        Ok((self.lab(supplies)?, kernel))
+    }
+
+    /// The guest's kernel, and all else that booting it needs from elsewhere.
+    fn fetch(&self, series: Option<(u32, u32)>) -> Result<(Supplies, Kernel)> {
+        let cache = Cache::open(self.cache.as_deref())?;
+        let mirror = Mirror::choose(self.mirror.as_deref(), Path::new("/etc/apt"))?;
+        let kernel = match (&self.guest_kernel, &self.guest_modules) {
+            (Some(image), Some(modules)) => Kernel::given(image, modules)?,
+            _ => Kernel::fetch(&cache, &mirror, &Want { suite: &self.suite, series })?,
+        };
+        Ok((Supplies::fetch(cache, mirror, self.level1, &kernel, &self.suite)?, kernel))
+    }
+
+    /// The guest's kernel and a lab that can boot it.
+    fn prepare(&self, series: Option<(u32, u32)>) -> Result<(Lab, Kernel)> {
+        let (supplies, kernel) = self.fetch(series)?;
+        Ok((self.lab(supplies)?, kernel))
+    }
+
+    fn lab(&self, supplies: Supplies) -> Result<Lab> {
+        let binaries = match &self.binaries {
+            Some(directory) => Binaries::in_directory(directory)?,
+            None => Binaries::build()?,
+        };
+        Ok(Lab { supplies, binaries })
+    }
+}
+
+fn series(text: &str) -> Result<(u32, u32), String> {
+    version::series(text).ok_or_else(|| "give a series such as 6.12".to_owned())
+}
+
+/// They become part of a script in the guest.
+fn plain_names(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == ',';
+    if text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("give names of checks, with commas".to_owned())
+    }
+}
+
+fn older_kernels(supplies: &Supplies) -> Result<Vec<Kernel>> {
+    matrix::OLDER.iter().map(|want| supplies.kernel(want)).collect()
+}
+
+fn run(task: Task) -> Result<()> {
+    process::catch_interrupts()?;
+    let mut report = Report::default();
+    match task {
+        Task::Check => checks::check(),
+        Task::Demo { lab: options, only, emulated, trace } => {
+            let (lab, kernel) = options.prepare_with_sva()?;
+            let device = if emulated { Device::Emulated } else { Device::Assigned };
+            demo::demo(&lab, &kernel, device, &only, trace.as_deref(), &mut report)?;
+            report.conclude(options.json.as_deref())
+        }
+        Task::AccelConfig(options) => {
+            let (lab, kernel) = options.prepare_with_sva()?;
+            demo::accel_config(&lab, &kernel, &mut report)?;
+            report.conclude(options.json.as_deref())
+        }
+        Task::Fetch { lab: options, matrix } => {
+            let (supplies, _) = options.fetch(None)?;
+            if matrix {
+                older_kernels(&supplies)?;
+                supplies.tools("accel-config")?;
+            }
+            say::line("everything is there");
+            Ok(())
+        }
+        Task::Boot { lab: options, series, append } => {
+            let (lab, kernel) = options.prepare(series)?;
+            matrix::disk(&lab, &kernel, "boot", &append, None, &mut report)?;
+            report.conclude(options.json.as_deref())
+        }
+        Task::Matrix(options) => {
+            let (lab, kernel) = options.prepare(None)?;
+            let mut kernels = older_kernels(&lab.supplies)?;
+            kernels.push(kernel);
+            matrix::matrix(&lab, &kernels, true, &mut report)?;
+            report.conclude(options.json.as_deref())
+        }
+        Task::Test { lab: options, matrix: variants } => {
+            checks::check()?;
+            checks::cargo_test()?;
+            checks::fuzz()?;
+            let (lab, kernel) = options.prepare_with_sva()?;
+            for device in [Device::Assigned, Device::Emulated] {
+                demo::demo(&lab, &kernel, device, "", None, &mut report)?;
+            }
+            demo::accel_config(&lab, &kernel, &mut report)?;
+            let mut kernels = older_kernels(&lab.supplies)?;
+            if variants {
+                kernels.push(kernel);
+            }
+            matrix::matrix(&lab, &kernels, variants, &mut report)?;
+            report.conclude(options.json.as_deref())
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("error: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_kernel_without_its_modules_is_refused() {
+        assert!(Cli::try_parse_from(["xtask", "demo", "--guest-kernel", "vmlinuz"]).is_err());
+        assert!(Cli::try_parse_from(["xtask", "boot", "--series", "new"]).is_err());
+        assert!(Cli::try_parse_from(["xtask", "boot", "--series", "6.12", "--suite", "trixie"]).is_ok());
+    }
+}
