@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 
 use vtd_spec::registers::offset;
 use vtd_spec::{
-    Capabilities, Capability, ExtendedCapability, GlobalCommand, GlobalStatus, InvalidationQueueAddress,
-    MsiMessage, PageRequestQueueAddress, RootTableAddress, TranslationTableMode,
+    Capabilities, Capability, ExtendedCapability, FaultStatus, GlobalCommand, GlobalStatus,
+    InvalidationQueueAddress, MsiMessage, PageRequestQueueAddress, RootTableAddress, TranslationTableMode,
 };
 
 use crate::cache;
@@ -80,15 +80,12 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         };
         check(&capabilities, &config)?;
         registers.read32(offset::VER);
-        let command = GlobalCommand::from_bits(
-            GlobalStatus::from_bits(registers.read32(offset::GSTS)).into_bits() & PERSISTENT,
-        );
 
         let mut iommu = Self {
             registers,
             memory,
             capabilities,
-            command,
+            command: GlobalCommand::new(),
             queue: Queue::default(),
             root_table: 0,
             interrupt_table: None,
@@ -111,13 +108,24 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     }
 
     fn set_up(&mut self, config: &Config) -> Result<(), Error> {
-        // Whatever ran before may have left remapping on (kexec) or faults behind.
+        // Whatever ran before may have left remapping on (kexec), its queue with it, and faults.
+        self.command = self.status();
         if self.command.te() {
             self.set_command(command::TRANSLATION, false)?;
         }
-        self.take_faults();
-        if self.command.qie() {
+        let faults = FaultStatus::from_bits(self.registers.read32(offset::FSTS));
+        self.take_faults_of(faults);
+        self.command = self.status();
+        if self.command.ire() {
+            self.set_command(command::INTERRUPTS, false)?;
+        }
+        let queue = self.command.qie();
+        if queue {
+            self.await_empty_queue();
             self.set_command(command::QUEUE, false)?;
+        }
+        if queue || faults.iqe() || faults.ite() || faults.ice() {
+            self.clear_queue_errors();
         }
 
         let base = self.allocate_table(QUEUE_PAGES)?;
@@ -154,6 +162,37 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         }
         self.event(offset::FECTL, config.fault_interrupt);
         Ok(())
+    }
+
+    /// What is on.
+    fn status(&self) -> GlobalCommand {
+        let status = GlobalStatus::from_bits(self.registers.read32(offset::GSTS)).into_bits();
+        GlobalCommand::from_bits(status & PERSISTENT)
+    }
+
+    /// Gives the unit time to finish what whoever ran before has queued (dmar.c:dmar_disable_qi); not where it stopped.
+    fn await_empty_queue(&self) {
+        let mut polls = 0;
+        while self.registers.read64(offset::IQH) != self.registers.read64(offset::IQT) {
+            let errors = self.queue_errors();
+            if errors.iqe() || errors.ite() || !self.registers.relax(polls) {
+                break;
+            }
+            polls += 1;
+        }
+    }
+
+    /// The unit fetches nothing, and raises no event, while it shows an error of the queue before.
+    fn clear_queue_errors(&self) {
+        let errors = self.queue_errors();
+        if errors != FaultStatus::new() {
+            self.registers.write32(offset::FSTS, errors.into_bits());
+        }
+    }
+
+    fn queue_errors(&self) -> FaultStatus {
+        let status = FaultStatus::from_bits(self.registers.read32(offset::FSTS));
+        FaultStatus::new().with_iqe(status.iqe()).with_ite(status.ite()).with_ice(status.ice())
     }
 
     /// Programs an event's message and unmasks it (dmar.c:dmar_msi_write, dmar_msi_unmask). The data, address and upper
@@ -219,9 +258,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         }
         self.free_devices();
         self.free_domains();
-        for table in core::mem::take(&mut self.quarantine) {
-            self.memory.free(table, 1);
-        }
+        let kept = core::mem::take(&mut self.quarantine);
+        self.release(kept.into_iter(), true);
         let interrupts = self.interrupt_table.take().map_or(0, |table| table.address);
         let requests = self.page_requests.take().map_or(0, |queue| queue.base);
         for (address, pages) in [
@@ -241,6 +279,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     pub(crate) fn set_command(&mut self, bit: GlobalCommand, on: bool) -> Result<(), Error> {
         let bit = bit.into_bits();
         let value = if on { self.command.into_bits() | bit } else { self.command.into_bits() & !bit };
+        // What may be on is turned off in the end, also if it took the command too late.
+        self.command = GlobalCommand::from_bits(self.command.into_bits() | value);
         self.registers.write32(offset::GCMD, value);
         self.await_status(value, bit, if on { bit } else { 0 })?;
         self.command = GlobalCommand::from_bits(value);

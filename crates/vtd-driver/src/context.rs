@@ -4,7 +4,7 @@
 //! pasid.c:intel_pasid_setup_sm_context).
 
 use alloc::collections::BTreeMap;
-use alloc::collections::btree_map::Entry;
+use alloc::vec::Vec;
 
 use vtd_spec::{
     AddressRange, Descriptor, DomainId, Pasid, PasidDirectoryEntry, RootHalf, ScalableContextEntry, SourceId,
@@ -15,6 +15,7 @@ use crate::domain::DomainHandle;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
+use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
 
 /// A device's address translation services. \[PCIe 10.5.1\]
@@ -137,11 +138,13 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             .with_pasid_dir_ptr(directory);
         self.store_entry(context, &entry.to_qwords());
         let device = Device { config, directory, directory_pages, attachments: BTreeMap::new() };
-        match self.devices.entry(source_id) {
-            Entry::Vacant(vacant) => vacant.insert(device),
-            Entry::Occupied(_) => return Err(Error::DeviceExists { source_id }),
-        };
-        self.flush_new_context(source_id)
+        self.devices.insert(source_id, device);
+        let announced = self.flush_new_context(source_id);
+        if announced.is_err() {
+            // The entry may be in use already.
+            let _ = self.remove_device(source_id);
+        }
+        announced
     }
 
     /// A context entry became present (iommu.c:context_present_cache_flush): with caching mode the unit may have cached
@@ -182,28 +185,29 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         }
         let flushed = self.submit(&descriptors);
         if let Some(device) = self.devices.remove(&source_id) {
-            // A device that does not complete invalidations has no way to these tables: the unit reads them.
-            if matches!(flushed, Ok(()) | Err(Error::DeviceTimedOut { .. })) {
-                self.free_directory(&device);
-            }
+            let tables = self.directory_of(&device);
+            self.release(tables.into_iter(), unit_has_forgotten(&flushed));
         }
         result.and(flushed)
     }
 
-    fn free_directory(&self, device: &Device) {
+    /// A device's PASID directory and the tables in it: address and pages.
+    fn directory_of(&self, device: &Device) -> Vec<(u64, usize)> {
+        let mut tables = alloc::vec![(device.directory, device.directory_pages)];
         for index in 0..device.directory_pages as u64 * 512 {
             let entry = PasidDirectoryEntry::from_bits(self.memory.load(device.directory + 8 * index));
             if entry.p() {
-                self.memory.free(entry.smptblptr(), 1);
+                tables.push((entry.smptblptr(), 1));
             }
         }
-        self.memory.free(device.directory, device.directory_pages);
+        tables
     }
 
     /// Frees all that devices have, for a unit that is off.
     pub(crate) fn free_devices(&mut self) {
         for device in core::mem::take(&mut self.devices).values() {
-            self.free_directory(device);
+            let tables = self.directory_of(device);
+            self.release(tables.into_iter(), true);
         }
         if self.root_table == 0 {
             return;

@@ -15,6 +15,7 @@ use crate::iommu::{FIRST_STAGE_DID, Iommu};
 use crate::memory::Memory;
 use crate::page_table::{Access, Mapping, PageTable};
 use crate::pasid::FirstStageTable;
+use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
 
 /// The stage that a domain's table is made for.
@@ -22,14 +23,14 @@ use crate::registers::Registers;
 pub enum Stage {
     /// First stage: the processor's format.
     First(FirstStagePagingMode),
-    /// Second stage. The width may exceed the unit's: the levels that it lacks are skipped, as long as they hold nothing
-    /// but the lowest entry.
+    /// Second stage. The width may exceed the unit's: the levels that it lacks are skipped, and what only they could reach
+    /// is out of range.
     Second(AddressWidth),
 }
 
 /// A domain of one unit. Never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomainHandle(u32);
+pub struct DomainHandle(u64);
 
 /// A domain.
 pub(crate) struct Domain {
@@ -40,6 +41,8 @@ pub(crate) struct Domain {
     attached: BTreeSet<(SourceId, Pasid)>,
     /// How many PASIDs of each device are nested on it.
     nested: BTreeMap<SourceId, BTreeSet<Pasid>>,
+    /// An invalidation failed when a PASID was detached: the unit may go on using the table and what the domain-id tags.
+    lingers: bool,
 }
 
 impl Domain {
@@ -67,7 +70,9 @@ impl Domain {
         self.nested.entry(source_id).or_default().insert(pasid);
     }
 
-    pub(crate) fn remove_attachment(&mut self, source_id: SourceId, pasid: Pasid) {
+    /// `forgotten`: the unit no longer uses the domain for this PASID.
+    pub(crate) fn remove_attachment(&mut self, source_id: SourceId, pasid: Pasid, forgotten: bool) {
+        self.lingers |= !forgotten;
         self.attached.remove(&(source_id, pasid));
         if let Some(pasids) = self.nested.get_mut(&source_id) {
             pasids.remove(&pasid);
@@ -168,13 +173,13 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         };
         let handle = DomainHandle(self.next_domain);
         self.next_domain += 1;
-        let domain =
-            Domain { id, stage, table, nest_parent, attached: BTreeSet::new(), nested: BTreeMap::new() };
+        let (attached, nested) = (BTreeSet::new(), BTreeMap::new());
+        let domain = Domain { id, stage, table, nest_parent, attached, nested, lingers: false };
         self.domains.insert(handle, domain);
         Ok(handle)
     }
 
-    /// Ends a domain and frees its tables.
+    /// Ends a domain and frees its tables; they and the domain-id stay out of use where the unit may still use them.
     ///
     /// # Errors
     ///
@@ -184,9 +189,11 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             return Err(Error::DomainBusy);
         }
         if let Some(gone) = self.domains.remove(&domain) {
-            // The last detachment has invalidated all there was of it.
-            self.release_tables(gone.table.tables(&self.memory), true);
-            self.domain_ids.free(gone.id);
+            // Each detachment has invalidated all there was of it, or failed to.
+            self.release_tables(gone.table.tables(&self.memory), !gone.lingers);
+            if !gone.lingers {
+                self.domain_ids.free(gone.id);
+            }
         }
         Ok(())
     }
@@ -291,7 +298,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         let range = AddressRange::covering(address, address + (length - 1));
         let descriptors = self.range_flush(domain, range, freed.is_empty())?;
         let flushed = if descriptors.is_empty() { Ok(()) } else { self.submit(&descriptors) };
-        self.release_tables(freed, flushed.is_ok());
+        self.release_tables(freed, unit_has_forgotten(&flushed));
         flushed
     }
 

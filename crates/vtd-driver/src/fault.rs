@@ -29,8 +29,13 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Reads and clears the pending faults: from the fault record index on, each record cleared once it is read, then
     /// the overflow. Never more than the unit has records: what comes meanwhile raises the event again.
     pub fn take_faults(&mut self) -> Faults {
-        let cap = self.capabilities.cap;
         let status = FaultStatus::from_bits(self.registers.read32(offset::FSTS));
+        self.take_faults_of(status)
+    }
+
+    /// As [`take_faults`](Self::take_faults), of a status that was just read.
+    pub(crate) fn take_faults_of(&mut self, status: FaultStatus) -> Faults {
+        let cap = self.capabilities.cap;
         let mut faults = Faults { records: Vec::new(), overflow: status.pfo() };
         if !status.ppf() {
             if status.pfo() {

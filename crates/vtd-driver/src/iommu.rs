@@ -36,9 +36,9 @@ pub struct Iommu<R, M> {
     pub(crate) devices: BTreeMap<SourceId, Device>,
     pub(crate) domains: BTreeMap<DomainHandle, Domain>,
     pub(crate) domain_ids: DomainIds,
-    pub(crate) next_domain: u32,
-    /// Pages that a device may still reach, since an invalidation failed.
-    pub(crate) quarantine: Vec<u64>,
+    pub(crate) next_domain: u64,
+    /// Tables that the unit may still use, since an invalidation failed: address and pages.
+    pub(crate) quarantine: Vec<(u64, usize)>,
 }
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
@@ -99,8 +99,13 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
 
     /// Frees table pages whose translations have been invalidated, or keeps them where that failed.
     pub(crate) fn release_tables(&mut self, tables: Vec<u64>, invalidated: bool) {
+        self.release(tables.into_iter().map(|table| (table, 1)), invalidated);
+    }
+
+    /// As [`release_tables`](Self::release_tables), with the pages of each table.
+    pub(crate) fn release(&mut self, tables: impl Iterator<Item = (u64, usize)>, invalidated: bool) {
         if invalidated {
-            tables.into_iter().for_each(|table| self.memory.free(table, 1));
+            tables.for_each(|(table, pages)| self.memory.free(table, pages));
         } else {
             self.quarantine.extend(tables);
         }

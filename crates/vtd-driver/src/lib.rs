@@ -17,8 +17,8 @@
 //! # Errors
 //!
 //! What is refused has changed nothing. What cannot be undone, above all taking something away from a device, is
-//! carried out to the end; the error then says what did not answer, and pages that a device may still reach are kept
-//! out of use until [`Iommu::shutdown`].
+//! carried out to the end; the error then says what did not answer, and tables and domain-ids that the unit may still use
+//! are kept out of use until [`Iommu::shutdown`].
 //!
 //! ```
 //! # use vtd_driver::{Access, Config, DeviceConfig, Iommu, Memory, Registers, Stage};

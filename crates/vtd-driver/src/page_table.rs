@@ -6,7 +6,7 @@
 
 use alloc::vec::Vec;
 
-use vtd_spec::{AddressWidth, Capabilities, FirstStageEntry, FirstStagePagingMode, SecondStageEntry};
+use vtd_spec::{AddressWidth, Capabilities, Capability, FirstStageEntry, SecondStageEntry};
 
 use crate::domain::Stage;
 use crate::error::Error;
@@ -40,7 +40,9 @@ pub(crate) struct PageTable {
     stage: Stage,
     /// A bit per level at which a leaf may lie.
     leaf_levels: u8,
-    /// The last address that can be mapped.
+    /// The levels that the unit walks. It enters the table below those beyond, at the lowest entry of each.
+    walked_levels: u8,
+    /// The last address that can be mapped: of a first stage's canonical ones, the lower half.
     pub(crate) last: u64,
     /// The last physical address that can be mapped to.
     last_physical: u64,
@@ -66,14 +68,22 @@ impl PageTable {
         capabilities: &Capabilities,
         coherent: bool,
     ) -> Result<Self, Error> {
-        let (cap, last) = (capabilities.cap, last_address(stage, capabilities));
+        let cap = capabilities.cap;
+        let (walked_levels, last) = match stage {
+            Stage::First(mode) => (mode.levels(), (1 << (mode.bits() - 1)) - 1),
+            Stage::Second(width) => {
+                let walked = walked_width(width, cap)
+                    .ok_or(Error::lacks("second-stage tables that are as narrow (CAP.SAGAW)"))?;
+                (walked.levels(), capabilities.max_second_stage_input(walked))
+            }
+        };
         let (two_megabytes, one_gigabyte) = match stage {
             Stage::First(_) => (true, cap.fs1gp()),
             Stage::Second(_) => (cap.sslps() & 1 != 0, cap.sslps() & 2 != 0),
         };
         let leaf_levels = 1 << 1 | u8::from(two_megabytes) << 2 | u8::from(one_gigabyte) << 3;
         let last_physical = capabilities.max_host_address();
-        let mut table = Self { root: 0, stage, leaf_levels, last, last_physical, coherent };
+        let mut table = Self { root: 0, stage, leaf_levels, walked_levels, last, last_physical, coherent };
         table.root = table.allocate(memory)?;
         Ok(table)
     }
@@ -270,7 +280,8 @@ impl PageTable {
         Some(Mapping { physical, size: span(found.level), access })
     }
 
-    /// Unmaps what is mapped in a range; tables that nothing needs any more go to `freed`. Returns whether anything was
+    /// Unmaps what is mapped in a range; tables that nothing needs any more go to `freed`. The table at which the unit
+    /// enters stays, since PASID entries name it. Returns whether anything was
     /// mapped. Nothing is changed on failure.
     pub(crate) fn unmap<M: Memory>(
         &self,
@@ -311,7 +322,7 @@ impl PageTable {
                 if self.is_leaf(entry, level) {
                     self.store(memory, slot, 0);
                     unmapped = true;
-                } else if end - at == inside {
+                } else if end - at == inside && level <= self.walked_levels {
                     self.store(memory, slot, 0);
                     unmapped = true;
                     self.collect(memory, self.address(entry, level), level - 1, freed);
@@ -349,16 +360,11 @@ impl PageTable {
     }
 }
 
-/// The last address that a stage can map. Of a first stage's canonical addresses that is the lower half.
-fn last_address(stage: Stage, capabilities: &Capabilities) -> u64 {
-    match stage {
-        Stage::First(mode @ (FirstStagePagingMode::Level4 | FirstStagePagingMode::Level5)) => {
-            (1 << (mode.bits() - 1)) - 1
-        }
-        Stage::Second(width @ (AddressWidth::Bits39 | AddressWidth::Bits48 | AddressWidth::Bits57)) => {
-            capabilities.max_second_stage_input(width)
-        }
-    }
+/// The width that the unit walks of a second-stage table: the widest it has that is not wider.
+pub(crate) fn walked_width(width: AddressWidth, cap: Capability) -> Option<AddressWidth> {
+    [AddressWidth::Bits57, AddressWidth::Bits48, AddressWidth::Bits39]
+        .into_iter()
+        .find(|walked| *walked <= width && walked.is_supported(cap))
 }
 
 #[cfg(test)]

@@ -17,6 +17,8 @@ use crate::domain::DomainHandle;
 use crate::error::Error;
 use crate::iommu::{FIRST_STAGE_DID, Iommu};
 use crate::memory::Memory;
+use crate::page_table::walked_width;
+use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
 
 /// A first-stage table kept by somebody else: a process's own.
@@ -142,10 +144,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
 
     /// The largest second-stage width of the unit, which Linux writes to AW where the field is ignored.
     fn widest(&self) -> u8 {
-        [AddressWidth::Bits57, AddressWidth::Bits48, AddressWidth::Bits39]
-            .into_iter()
-            .find(|width| width.is_supported(self.capabilities.cap))
-            .map_or(0, AddressWidth::into_bits)
+        walked_width(AddressWidth::Bits57, self.capabilities.cap).map_or(0, AddressWidth::into_bits)
     }
 
     fn check_first_stage(&self, mode: FirstStagePagingMode) -> Result<(), Error> {
@@ -300,19 +299,20 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     /// iommu.c:iommu_skip_agaw), and the domain's id.
     fn with_second_stage(&self, entry: PasidEntry, domain: DomainHandle) -> Result<PasidEntry, Error> {
         let domain = self.domain(domain)?;
-        let (mut root, Some(mut width)) = (domain.root(), domain.second_stage()) else {
+        let walked = domain
+            .second_stage()
+            .and_then(|width| Some((width.levels(), walked_width(width, self.capabilities.cap)?)));
+        let (mut root, Some((levels, walked))) = (domain.root(), walked) else {
             return Err(Error::NotNestParent);
         };
-        while !width.is_supported(self.capabilities.cap) {
+        for level in (walked.levels() + 1..=levels).rev() {
             let top = SecondStageEntry::from_bits(self.memory.load(root));
-            let narrower = AddressWidth::from_bits(width.into_bits() - 1);
-            let (Some(narrower), true) = (narrower, top.present(false)) else {
+            if !top.present(false) {
                 return Err(Error::LevelsNotSkippable);
-            };
-            root = top.address(width.levels());
-            width = narrower;
+            }
+            root = top.address(level);
         }
-        Ok(entry.with_did(domain.id).with_ssptptr(root).with_aw(width.into_bits()))
+        Ok(entry.with_did(domain.id).with_ssptptr(root).with_aw(walked.into_bits()))
     }
 
     /// Takes an entry away (pasid.c:intel_pasid_tear_down_entry): P cleared; PASID cache; the PASID-based IOTLB for first
@@ -346,6 +346,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             descriptors.extend(device_tlb);
             result = self.submit(&descriptors);
         }
+        let forgotten = unit_has_forgotten(&result);
         self.store_entry(address, &PasidEntry::new().with_fpd(ignore_faults).to_qwords());
         if drain {
             result = result.and(self.drain_page_requests(source_id, pasid, did));
@@ -355,7 +356,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             match attachment {
                 Attachment::Domain(domain) | Attachment::Nested(domain) => {
                     if let Some(domain) = self.domains.get_mut(&domain) {
-                        domain.remove_attachment(source_id, pasid);
+                        domain.remove_attachment(source_id, pasid, forgotten);
                     }
                 }
                 Attachment::Table | Attachment::PassThrough => {}

@@ -43,8 +43,11 @@ pub(crate) struct Queue {
 
 /// How a batch ended early.
 enum Stop {
-    /// It was done in full but for this one.
-    Invalid(Error),
+    /// It was done in full but for the descriptor at this place, the first that was refused.
+    Invalid {
+        index: usize,
+        reason: Option<QueueError>,
+    },
     /// The wait was aborted: a device (0 where the unit does not say which) did not complete.
     TimedOut(SourceId),
     Failed(Error),
@@ -57,21 +60,22 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidDescriptor`] for the first one that the unit refuses, [`Error::DeviceTimedOut`] for a device that
-    /// does not complete; the other descriptors have been carried out all the same. [`Error::QueueTimeout`] and
+    /// [`Error::InvalidDescriptor`] for the first one that the unit refuses, or else [`Error::DeviceTimedOut`] for a device
+    /// that does not complete; the other descriptors have been carried out all the same. [`Error::QueueTimeout`] and
     /// [`Error::QueueStopped`]: nothing is known of what was carried out.
     pub fn submit(&mut self, descriptors: &[Descriptor]) -> Result<(), Error> {
         let mut result = Ok(());
         for (number, batch) in descriptors.chunks(BATCH).enumerate() {
-            match self.submit_batch(batch, Wait::default()) {
-                Ok(()) => {}
-                Err(error @ (Error::QueueTimeout | Error::QueueStopped { .. })) => return Err(error),
-                Err(Error::InvalidDescriptor { index, reason }) => {
-                    let index = index + number * BATCH;
-                    result = result.and(Err(Error::InvalidDescriptor { index, reason }));
+            let done = self.submit_batch(batch, Wait::default()).map_err(|error| match error {
+                Error::InvalidDescriptor { index, reason } => {
+                    Error::InvalidDescriptor { index: index + number * BATCH, reason }
                 }
-                Err(error) => result = result.and(Err(error)),
+                error => error,
+            });
+            if matches!(done, Err(Error::QueueTimeout | Error::QueueStopped { .. })) {
+                return done;
             }
+            result = worse(result, done);
         }
         result
     }
@@ -79,12 +83,17 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Submits one batch; `wait` has the flags (PD) that its wait descriptor is to have.
     pub(crate) fn submit_batch(&mut self, descriptors: &[Descriptor], wait: Wait) -> Result<(), Error> {
         let mut batch: Vec<Descriptor> = descriptors.to_vec();
+        // The place that each had in the batch at first.
+        let mut places: Vec<usize> = (0..batch.len()).collect();
         let mut result = Ok(());
         let mut time_outs = 0;
         loop {
             match self.submit_once(&batch, wait) {
                 Ok(()) => return result,
-                Err(Stop::Invalid(error)) => return result.and(Err(error)),
+                Err(Stop::Invalid { index, reason }) => {
+                    let index = places.get(index).copied().unwrap_or(index);
+                    return worse(result, Err(Error::InvalidDescriptor { index, reason }));
+                }
                 Err(Stop::Failed(error)) => return Err(error),
                 Err(Stop::TimedOut(source_id)) => {
                     // The wait was aborted: everything is submitted again, unless the device is gone or never answers.
@@ -92,16 +101,17 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
                     if time_outs < TIME_OUTS && (source_id.0 == 0 || self.devices.contains_key(&source_id)) {
                         continue;
                     }
-                    result = result.and(Err(Error::DeviceTimedOut { source_id }));
+                    result = worse(result, Err(Error::DeviceTimedOut { source_id }));
                     let before = batch.len();
-                    batch.retain(|descriptor| device_tlb_of(descriptor) != Some(source_id));
-                    if batch.len() == before {
+                    places.retain(|place| device_tlb_of(&descriptors[*place]) != Some(source_id));
+                    if places.len() == before {
                         // The unit does not say whose it is: no device-TLB can be relied upon.
-                        batch.retain(|descriptor| device_tlb_of(descriptor).is_none());
+                        places.retain(|place| device_tlb_of(&descriptors[*place]).is_none());
                     }
-                    if batch.len() == before {
+                    if places.len() == before {
                         return result;
                     }
+                    batch = places.iter().map(|place| descriptors[*place]).collect();
                     time_outs = 0;
                 }
             }
@@ -128,8 +138,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         while self.memory.load(status) as u32 != DONE {
             let fault = FaultStatus::from_bits(self.registers.read32(offset::FSTS));
             if fault.iqe() {
-                let (index, reason) = self.repair(first, count).map_err(Stop::Failed)?;
-                invalid.get_or_insert(Error::InvalidDescriptor { index, reason });
+                let refused = self.repair(first, count).map_err(Stop::Failed)?;
+                invalid = invalid.or(refused);
             }
             if fault.ite() {
                 let record = QueueErrorRecord::from_bits(self.registers.read64(offset::IQERCD));
@@ -148,7 +158,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         self.queue.outstanding = 0;
         match invalid {
             None => Ok(()),
-            Some(error) => Err(Stop::Invalid(error)),
+            Some((index, reason)) => Err(Stop::Invalid { index, reason }),
         }
     }
 
@@ -161,21 +171,28 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
 
     /// The unit stopped at a descriptor that it takes for invalid: puts a barrier, which does nothing, in its place and
     /// lets the unit go on. (Linux puts a copy of the wait there, which is right for batches of one only.)
-    fn repair(&self, first: u32, count: u32) -> Result<(usize, Option<QueueError>), Error> {
+    ///
+    /// Returns the place in the batch; `None` for a descriptor of an earlier batch, which was given up.
+    fn repair(&self, first: u32, count: u32) -> Result<Option<(usize, Option<QueueError>)>, Error> {
         let reason = QueueErrorRecord::from_bits(self.registers.read64(offset::IQERCD)).error();
         let head = self.registers.read64(offset::IQH) as u32 >> 5;
-        let place = (head + ENTRIES - first) % ENTRIES;
+        let behind = (self.queue.next + ENTRIES - head) % ENTRIES;
         let of_descriptor = matches!(
             reason,
             None | Some(QueueError::InvalidType | QueueError::ReservedField | QueueError::FetchError)
         );
-        // The wait comes last; it is ours, and nothing can stand in for it.
-        if !of_descriptor || place + 1 >= count {
+        if !of_descriptor || behind == 0 || behind > self.queue.outstanding {
             return Err(Error::QueueStopped { reason });
         }
         self.write_descriptor(head, &Descriptor::Wait(Wait { fn_: true, ..Wait::default() }));
         self.clear_fault(FaultStatus::new().with_iqe(true));
-        Ok((place as usize, reason))
+        let place = (head + ENTRIES - first) % ENTRIES;
+        match place + 1 {
+            // The wait comes last. The queue goes on, but nothing tells how far this batch has come.
+            place if place == count => Err(Error::QueueStopped { reason }),
+            place if place < count => Ok(Some((place as usize - 1, reason))),
+            _ => Ok(None),
+        }
     }
 
     fn clear_fault(&self, bits: FaultStatus) {
@@ -197,6 +214,21 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         }
         Ok(())
     }
+}
+
+/// The error of two that says more was left undone; of equals the first.
+fn worse(first: Result<(), Error>, second: Result<(), Error>) -> Result<(), Error> {
+    if unit_has_forgotten(&first) && second.is_err() && !unit_has_forgotten(&second) {
+        second
+    } else {
+        first.and(second)
+    }
+}
+
+/// Whether the unit itself no longer uses what a submission invalidated. A device that did not complete has no way to the
+/// tables: only the unit reads them.
+pub(crate) fn unit_has_forgotten(submitted: &Result<(), Error>) -> bool {
+    matches!(submitted, Ok(()) | Err(Error::DeviceTimedOut { .. }))
 }
 
 /// The device whose device-TLB a descriptor invalidates.

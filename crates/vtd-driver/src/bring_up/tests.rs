@@ -6,38 +6,55 @@ use std::vec::Vec;
 use vtd_spec::{Pasid, SourceId};
 
 use super::*;
-use crate::fake::{Fake, capabilities};
+use crate::fake::{Fake, Mishap, capabilities};
 use crate::{DeviceConfig, Stage};
 
-/// The register writes of Debian's Linux 7.3.4 in scalable mode with caching mode and interrupt remapping, from the first
-/// one to remapping enabled, as traced. Left out: what is for interrupts of devices, and the second of two writes of
-/// the same message. Addresses of tables are 0.
-const LINUX: [(u64, u8, u64); 21] = [
-    (0x88, 4, 0),
-    (0x90, 8, 0x801),
-    (0x18, 4, 0x0400_0000),
-    (0xb8, 8, 0xf),
-    (0x18, 4, 0x0500_0000),
-    (0x88, 4, 0x40),
-    (0x18, 4, 0x0600_0000),
-    (0x20, 8, 0x400),
-    (0x18, 4, 0x4600_0000),
-    (0xe4, 4, 0x21),
-    (0xe8, 4, 0xfee0_0000),
-    (0xec, 4, 0),
-    (0xe0, 4, 0),
-    (0xc0, 8, 0),
-    (0xc8, 8, 0),
-    (0xd0, 8, 4),
-    (0x3c, 4, 0x22),
-    (0x40, 4, 0xfee0_0000),
-    (0x44, 4, 0),
-    (0x38, 4, 0),
-    (0x18, 4, 0x8600_0000),
+/// The register accesses of Debian's Linux 7.3.4 in scalable mode with caching mode and interrupt remapping, from the
+/// first one to remapping enabled, as traced: written or not, offset, bytes, value. Left out: what is for interrupts of
+/// devices, the second of two writes of the same message and of two looks at the capabilities, and looks at GSTS
+/// again for the same command. Addresses of tables are 0, and so are values read.
+const LINUX: [(bool, u64, u8, u64); 36] = [
+    (false, 0x8, 8, 0),
+    (false, 0x10, 8, 0),
+    (false, 0x0, 4, 0),
+    (false, 0x1c, 4, 0),
+    (false, 0x34, 4, 0),
+    (false, 0x1c, 4, 0),
+    (true, 0x88, 4, 0),
+    (true, 0x90, 8, 0x801),
+    (true, 0x18, 4, 0x0400_0000),
+    (false, 0x1c, 4, 0),
+    (true, 0xb8, 8, 0xf),
+    (true, 0x18, 4, 0x0500_0000),
+    (false, 0x1c, 4, 0),
+    (true, 0x88, 4, 0x40),
+    (true, 0x18, 4, 0x0600_0000),
+    (false, 0x1c, 4, 0),
+    (true, 0x20, 8, 0x400),
+    (true, 0x18, 4, 0x4600_0000),
+    (false, 0x1c, 4, 0),
+    (true, 0xe4, 4, 0x21),
+    (true, 0xe8, 4, 0xfee0_0000),
+    (true, 0xec, 4, 0),
+    (true, 0xe0, 4, 0),
+    (false, 0xe0, 4, 0),
+    (true, 0xc0, 8, 0),
+    (true, 0xc8, 8, 0),
+    (true, 0xd0, 8, 4),
+    (true, 0x3c, 4, 0x22),
+    (true, 0x40, 4, 0xfee0_0000),
+    (true, 0x44, 4, 0),
+    (true, 0x38, 4, 0),
+    (false, 0x38, 4, 0),
+    (true, 0x18, 4, 0x8600_0000),
+    (false, 0x1c, 4, 0),
+    // Shutdown.
+    (true, 0x18, 4, 0x0600_0000),
+    (false, 0x1c, 4, 0),
 ];
 
 #[test]
-fn the_registers_are_written_as_linux_writes_them() {
+fn the_registers_are_used_as_linux_uses_them() {
     let fake = Fake::with(
         Capability::from_bits(0x81d2_008c_222f_0686),
         ExtendedCapability::from_bits(0x8d9a_20f0_0f4e),
@@ -45,12 +62,15 @@ fn the_registers_are_written_as_linux_writes_them() {
     let config = Config { interrupt_remapping: Some(false), ..Config::new(46) };
     let mut iommu = Iommu::bring_up(fake.clone(), fake.clone(), config).unwrap();
     iommu.enable_translation().unwrap();
-    let without_addresses = |(register, bytes, value): (u64, u8, u64)| match register {
-        0x90 | 0xb8 | 0x20 | 0xd0 => (register, bytes, value & 0xfff),
-        _ => (register, bytes, value),
+    iommu.disable_translation().unwrap();
+    let log = std::mem::take(&mut fake.state().log);
+    let without_addresses = |(written, register, bytes, value): (bool, u64, u8, u64)| match register {
+        _ if !written => (written, register, bytes, 0),
+        0x90 | 0xb8 | 0x20 | 0xd0 => (written, register, bytes, value & 0xfff),
+        _ => (written, register, bytes, value),
     };
-    let writes: Vec<_> = fake.take_writes().into_iter().map(without_addresses).collect();
-    assert_eq!(writes, LINUX);
+    let accesses: Vec<_> = log.into_iter().map(without_addresses).collect();
+    assert_eq!(accesses, LINUX);
 }
 
 #[test]
@@ -114,17 +134,54 @@ fn no_memory_at_any_point_leaves_nothing_behind() {
 #[test]
 fn what_ran_before_is_turned_off_first() {
     let fake = Fake::new();
-    fake.set(vtd_spec::offset::GSTS, 0x8400_0000);
-    fake.set(vtd_spec::offset::FSTS, 1);
+    fake.set(offset::GSTS, 0x8700_0000);
+    fake.set(offset::FSTS, 1);
     Iommu::bring_up(fake.clone(), fake.clone(), Config::new(46)).unwrap();
     let writes = fake.take_writes();
-    assert_eq!(writes[..3], [(0x18, 4, 0x0400_0000), (0x34, 4, 1), (0x18, 4, 0)]);
+    let off = [(0x18, 4, 0x0600_0000), (0x34, 4, 1), (0x18, 4, 0x0400_0000), (0x18, 4, 0)];
+    assert_eq!(writes[..4], off, "translation, faults, interrupts, the queue");
+}
+
+#[test]
+fn the_queue_of_whoever_ran_before_may_finish_and_its_errors_are_cleared() {
+    let fake = Fake::new();
+    fake.set(offset::GSTS, 0x0400_0000);
+    fake.set(offset::IQT, 0x40);
+    fake.mishap(Mishap::Hang);
+    fake.state().script.insert(offset::IQH, [0, 0x20, 0x40].into());
+    Iommu::bring_up(fake.clone(), fake.clone(), Config::new(46)).unwrap();
+    assert!(fake.state().script[&offset::IQH].is_empty(), "it was waited for");
+    for on in [0x0400_0000, 0] {
+        let fake = Fake::new();
+        fake.set(offset::GSTS, on);
+        fake.set(offset::IQT, 0x40);
+        // IQE, ICE and ITE: it will never be empty.
+        fake.set(offset::FSTS, 0x70);
+        let (cap, ecap) = capabilities();
+        fake.set(offset::CAP, cap.with_esrtps(false).into_bits());
+        fake.set(offset::ECAP, ecap.into_bits());
+        Iommu::bring_up(fake.clone(), fake.clone(), Config::new(46)).unwrap();
+        assert!(fake.take_writes().contains(&(0x34, 4, 0x70)), "{on:#x}");
+        assert_eq!(fake.take().len(), 3, "the new queue works");
+    }
+}
+
+#[test]
+fn a_unit_that_may_take_a_command_too_late_keeps_the_memory() {
+    let fake = Fake::new();
+    // Two looks at what is on, then 101 for the queue to come on, and it does after the last.
+    let late = [vec![0; 2 + 101], vec![0x0400_0000; 101]].concat();
+    fake.state().script.insert(offset::GSTS, late.into());
+    let error = Iommu::bring_up(fake.clone(), fake.clone(), Config::new(46)).err();
+    assert_eq!(error, Some(Error::CommandTimeout { command: 0x0400_0000 }));
+    assert_eq!(fake.take_writes().last(), Some(&(0x18, 4, 0)), "it is told to leave it");
+    assert_ne!(fake.outstanding(), 0, "but has not answered");
 }
 
 #[test]
 fn a_unit_that_takes_no_command_is_reported() {
     let fake = Fake::new();
-    fake.state().script.insert(vtd_spec::offset::GSTS, vec![0; 1000].into());
+    fake.state().script.insert(offset::GSTS, vec![0; 1000].into());
     let error = Iommu::bring_up(fake.clone(), fake.clone(), Config::new(46)).err();
     assert_eq!(error, Some(Error::CommandTimeout { command: 0x0400_0000 }));
 }

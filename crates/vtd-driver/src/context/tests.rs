@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 use super::*;
-use crate::fake::{DEVICE, Driver, Fake, OTHER, capabilities};
+use crate::fake::{DEVICE, Driver, Fake, Mishap, OTHER, capabilities};
 
 fn entry(iommu: &Driver, source_id: SourceId) -> ScalableContextEntry {
     let address = iommu.context_address(source_id).unwrap();
@@ -69,4 +69,30 @@ fn devices_that_the_unit_cannot_serve_are_refused() {
     assert_eq!(iommu.add_device(sva), Err(Error::OutOfMemory));
     fake.limit_pages(None);
     iommu.add_device(sva).unwrap();
+}
+
+#[test]
+fn a_device_that_cannot_be_announced_is_not_added() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let before = fake.outstanding();
+    let device = SourceId::new(0, 9, 0);
+    fake.mishap(Mishap::Refuse(|descriptor| matches!(descriptor, Descriptor::ContextCache(_)), None));
+    let refused = Err(Error::InvalidDescriptor { index: 0, reason: None });
+    assert_eq!(iommu.add_device(DeviceConfig::new(device)), refused);
+    assert_eq!((iommu.devices().count(), fake.outstanding()), (2, before));
+    iommu.add_device(DeviceConfig::new(device)).unwrap();
+}
+
+#[test]
+fn a_directory_that_the_unit_may_still_use_is_given_back_with_the_unit() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    iommu.attach_pass_through(DEVICE, crate::fake::PASID).unwrap();
+    let before = fake.outstanding();
+    fake.mishap(Mishap::Hang);
+    assert_eq!(iommu.remove_device(DEVICE), Err(Error::QueueTimeout));
+    assert_eq!((iommu.devices().count(), fake.outstanding()), (1, before));
+    iommu.shutdown().unwrap();
+    assert_eq!(fake.outstanding(), 0);
 }

@@ -179,3 +179,78 @@ fn a_device_that_is_removed_leaves_every_domain() {
     iommu.add_device(crate::DeviceConfig::with_sva(DEVICE)).unwrap();
     assert_eq!(iommu.devices().collect::<Vec<_>>(), vec![DEVICE, OTHER]);
 }
+
+#[test]
+fn a_domain_that_the_unit_may_still_use_keeps_its_tables_and_its_id_out_of_use() {
+    for attach_nested in [false, true] {
+        let fake = Fake::new();
+        let mut iommu = fake.driver();
+        let domain = iommu.create_nest_parent(AddressWidth::Bits48).unwrap();
+        iommu.map(domain, 0, 0x1000, 8 * MIB, Access::Read).unwrap();
+        match attach_nested {
+            true => iommu.setup_nested(DEVICE, PASID, domain, NestedTable::new(0x1000, 48)).unwrap(),
+            false => iommu.attach(domain, DEVICE, PASID).unwrap(),
+        }
+        fake.mishap(Mishap::Hang);
+        assert_eq!(iommu.detach(DEVICE, PASID), Err(Error::QueueTimeout));
+        fake.state().mishaps.clear();
+        let (id, before) = (iommu.domain_id(domain).unwrap(), fake.outstanding());
+        iommu.destroy_domain(domain).unwrap();
+        assert_eq!(fake.outstanding(), before, "an IOTLB or a walk may still lead there");
+        let next = iommu.create_domain(SECOND).unwrap();
+        assert_ne!(iommu.domain_id(next), Ok(id));
+        iommu.shutdown().unwrap();
+        assert_eq!(fake.outstanding(), 0);
+    }
+}
+
+#[test]
+fn a_device_that_does_not_answer_keeps_no_tables() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let domain = iommu.create_domain(SECOND).unwrap();
+    iommu.attach(domain, DEVICE, Pasid::ZERO).unwrap();
+    let before = fake.outstanding();
+    fake.mishap(Mishap::TimeOut(DEVICE, u32::MAX));
+    for _ in 0..10 {
+        iommu.map(domain, 0, 0x1000, 2 * MIB, Access::ReadWrite).unwrap();
+        assert_eq!(iommu.unmap(domain, 0, 2 * MIB), Err(Error::DeviceTimedOut { source_id: DEVICE }));
+    }
+    assert!(fake.outstanding() <= before + 2, "only the unit walks them");
+    assert_eq!(iommu.detach(DEVICE, Pasid::ZERO), Err(Error::DeviceTimedOut { source_id: DEVICE }));
+    iommu.destroy_domain(domain).unwrap();
+    assert!(fake.outstanding() < before);
+}
+
+#[test]
+fn the_table_at_which_a_narrower_unit_enters_stays_where_it_is() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let deep = iommu.create_nest_parent(AddressWidth::Bits57).unwrap();
+    iommu.map(deep, 0, 0x1000, MIB, Access::ReadWrite).unwrap();
+    iommu.setup_nested(DEVICE, PASID, deep, NestedTable::new(0x1000, 48)).unwrap();
+    let root = iommu.pasid_entry(DEVICE, PASID).unwrap().ssptptr();
+    let before = fake.outstanding();
+    // Everything that can be mapped.
+    iommu.unmap(deep, 0, 1 << 48).unwrap();
+    assert_eq!(fake.outstanding(), before - 3, "the levels below went");
+    assert_eq!(fake.load(root), 0, "the unit walks an empty table");
+    iommu.map(deep, 0x5000, 0x1000, 0x1000, Access::ReadWrite).unwrap();
+    assert_ne!(fake.load(root), 0, "and finds what is mapped anew");
+    let beyond = 1 << 48;
+    let error = Error::OutOfRange { address: beyond, length: 0x1000 };
+    assert_eq!(iommu.map(deep, beyond, 0x1000, 0x1000, Access::Read), Err(error), "the unit cannot reach it");
+}
+
+#[test]
+fn widths_that_the_unit_cannot_walk_are_refused() {
+    let (cap, ecap) = capabilities();
+    let fake = Fake::with(cap.with_sagaw(0b1000).with_mgaw(56), ecap);
+    let mut iommu = fake.driver();
+    let before = fake.outstanding();
+    for width in [AddressWidth::Bits39, AddressWidth::Bits48] {
+        assert!(matches!(iommu.create_domain(Stage::Second(width)), Err(Error::Unsupported { .. })));
+    }
+    assert_eq!(fake.outstanding(), before);
+    iommu.create_domain(Stage::Second(AddressWidth::Bits57)).unwrap();
+}

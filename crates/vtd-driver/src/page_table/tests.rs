@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::vec;
 
 use proptest::prelude::*;
+use vtd_spec::FirstStagePagingMode;
 
 use super::*;
 use crate::fake::{Fake, capabilities};
@@ -15,7 +16,7 @@ const GIB: u64 = 1 << 30;
 
 fn caps() -> Capabilities {
     let (cap, ecap) = capabilities();
-    Capabilities { cap, ecap, haw: 46 }
+    Capabilities { cap: cap.with_sagaw(0b110), ecap, haw: 46 }
 }
 
 fn table(fake: &Fake, stage: Stage) -> PageTable {

@@ -65,13 +65,15 @@ fn several_refusals_in_different_batches_report_the_first() {
 }
 
 #[test]
-fn a_refused_wait_stops_the_queue() {
+fn a_refused_wait_fails_its_batch_and_a_refused_tail_every_one() {
     let fake = Fake::new();
     let mut iommu = fake.driver();
     let wait = |descriptor: &Descriptor| matches!(descriptor, Descriptor::Wait(_));
     fake.mishap(Mishap::Refuse(wait, Some(QueueError::FetchError)));
     let reason = Some(QueueError::FetchError);
     assert_eq!(iommu.submit(&[domain(1)]), Err(Error::QueueStopped { reason }));
+    iommu.submit(&[domain(2)]).unwrap();
+    assert_eq!(fake.take().last(), Some(&domain(2)), "it is not stopped for good");
     let fake = Fake::new();
     let mut iommu = fake.driver();
     fake.mishap(Mishap::Refuse(|_| true, Some(QueueError::InvalidTail)));
@@ -143,4 +145,36 @@ fn a_queue_that_stands_still_is_reported_and_goes_on_when_it_moves() {
     fake.state().mishaps.clear();
     iommu.submit(&[domain(3)]).unwrap();
     assert_eq!(fake.take().last(), Some(&domain(3)));
+}
+
+#[test]
+fn a_descriptor_of_a_batch_that_was_given_up_is_refused_without_harm() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    fake.mishap(Mishap::Hang);
+    assert_eq!(iommu.submit(&[domain(1), domain(2)]), Err(Error::QueueTimeout));
+    fake.state().mishaps.clear();
+    fake.mishap(Mishap::Refuse(|descriptor| *descriptor == domain(2), None));
+    iommu.submit(&[domain(3)]).unwrap();
+    assert_eq!(fake.take(), [domain(1), cache::barrier(), domain(3)]);
+}
+
+#[test]
+fn a_refused_descriptor_is_not_hidden_by_a_device_that_times_out() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    // The device is given up first; the descriptor is refused on the way that is left, and keeps its place.
+    fake.mishap(Mishap::TimeOut(DEVICE, TIME_OUTS));
+    let bad = |descriptor: &Descriptor| *descriptor == domain(1);
+    (0..=TIME_OUTS).for_each(|_| fake.mishap(Mishap::Refuse(bad, None)));
+    let error = iommu.submit(&[device(DEVICE), domain(1)]).unwrap_err();
+    assert_eq!(error, Error::InvalidDescriptor { index: 1, reason: None });
+    // In a later batch likewise.
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    fake.mishap(Mishap::TimeOut(DEVICE, u32::MAX));
+    fake.mishap(Mishap::Refuse(|descriptor| *descriptor == domain(70), None));
+    let mut all: Vec<_> = (0..100).map(domain).collect();
+    all[0] = device(DEVICE);
+    assert_eq!(iommu.submit(&all), Err(Error::InvalidDescriptor { index: 70, reason: None }));
 }
