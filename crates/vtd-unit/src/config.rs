@@ -165,10 +165,13 @@ pub enum ConfigError {
 }
 
 /// The names of all options.
-const OPTIONS: [&str; 27] = [
+const OPTIONS: [&str; 32] = [
     "cm",
     "smts",
     "fsts",
+    "ssts",
+    "ssads",
+    "nest",
     "fs1gp",
     "fs5lp",
     "pasid",
@@ -184,6 +187,7 @@ const OPTIONS: [&str; 27] = [
     "srs",
     "eafs",
     "rps",
+    "vcmd",
     "ir",
     "eim",
     "esrtps",
@@ -192,6 +196,7 @@ const OPTIONS: [&str; 27] = [
     "fault-records",
     "haw",
     "iotlb-entries",
+    "structure-entries",
     "on",
 ];
 
@@ -327,7 +332,8 @@ impl UnitConfig {
             .with_cm(self.cm)
             // 39, 48 and, where the first stage has five levels, 57 bits.
             .with_sagaw(if self.fs5lp { 0b1110 } else { 0b0110 })
-            .with_mgaw(if self.fs5lp { 56 } else { 47 })
+            // At least the host address width: what is passed through is as wide.
+            .with_mgaw(if self.fs5lp { 56 } else { 47.max(self.haw - 1) })
             .with_zlr(true)
             .with_fro((FAULT_RECORDS_OFFSET / 16) as u16)
             .with_sslps(0b11)
