@@ -3,7 +3,7 @@
 //! Loading a Linux bzImage and its initramfs, by the 64-bit boot protocol.
 //! \[Linux Documentation/arch/x86/boot.rst\]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -16,6 +16,14 @@ use crate::memory::Memory;
 
 /// Distance of the 64-bit entry from the start of the protected-mode part.
 const ENTRY_64: u64 = 0x200;
+/// Unit in which `setup_sects` counts, in bytes.
+const SECTOR: u64 = 512;
+/// What a `setup_sects` of 0 stands for.
+const SETUP_SECTORS: u8 = 4;
+/// Unit in which `syssize` counts, in bytes.
+const PARAGRAPH: u64 = 16;
+/// `loadflags`: the protected-mode part is loaded at 1 MiB, which makes a bzImage of a zImage.
+const LOADED_HIGH: u8 = 1;
 /// `xloadflags`: the kernel has the 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
 /// `type_of_loader`: none of the registered ones.
@@ -33,9 +41,25 @@ pub enum Error {
     /// A file cannot be read.
     #[error("cannot read {0}: {1}")]
     Read(PathBuf, std::io::Error),
+    /// A directory, a pipe or a device: nothing with a length that could be loaded.
+    #[error("{0} is not a regular file: kernel and initramfs must be such")]
+    NotAFile(PathBuf),
     /// Not a kernel.
-    #[error("{0} is not a Linux kernel image (bzImage)")]
+    #[error("{0} is not a Linux kernel image: give a bzImage, such as /boot/vmlinuz-* (vmlinux is none)")]
     NotAKernel(PathBuf),
+    /// A kernel whose end is missing.
+    #[error("{path} is cut off after {have} of {need} bytes: copy or build the kernel again")]
+    CutOff {
+        /// The kernel.
+        path: PathBuf,
+        /// Bytes that are there.
+        have: u64,
+        /// Bytes that its header tells of.
+        need: u64,
+    },
+    /// Nothing in the initramfs.
+    #[error("the initramfs {0} is empty: build it again, or leave --initrd out")]
+    EmptyInitrd(PathBuf),
     /// A kernel that cannot be entered in 64-bit mode.
     #[error("{0} is not a 64-bit x86 kernel with boot protocol 2.12 or newer")]
     Not64Bit(PathBuf),
@@ -53,10 +77,10 @@ pub enum Error {
         need: u64,
     },
     /// Kernel and initramfs do not fit below the hole.
-    #[error("kernel and initramfs need {0} MiB below 3 GiB: use a smaller initramfs")]
+    #[error("kernel and initramfs need {0} MiB below 3 GiB: use smaller ones")]
     TooLarge(u64),
     /// Too long a command line.
-    #[error("the kernel command line has {have} bytes, the kernel takes {limit}")]
+    #[error("the kernel command line has {have} bytes, the kernel takes {limit}: shorten --append")]
     CommandLineTooLong {
         /// Its length.
         have: usize,
@@ -94,12 +118,13 @@ pub struct Opened {
 
 fn open(path: &Path) -> Result<(File, u64), Error> {
     let read = |e| Error::Read(path.to_path_buf(), e);
-    let file = File::open(path).map_err(read)?;
-    let metadata = file.metadata().map_err(read)?;
-    if metadata.is_dir() {
-        return Err(read(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
+    // Before it is opened: to open a pipe can take for ever.
+    if !fs::metadata(path).map_err(read)?.is_file() {
+        return Err(Error::NotAFile(path.to_path_buf()));
     }
-    Ok((file, metadata.len()))
+    let file = File::open(path).map_err(read)?;
+    let size = file.metadata().map_err(read)?.len();
+    Ok((file, size))
 }
 
 impl Payload {
@@ -107,7 +132,7 @@ impl Payload {
     /// the hole.
     pub fn open(&self, low_ram: u64) -> Result<Opened, Error> {
         let path = &self.kernel;
-        let (mut kernel, _) = open(path)?;
+        let (mut kernel, have) = open(path)?;
         let mut header = setup_header::default();
         let mut bytes = vec![0; size_of::<setup_header>()];
         kernel.seek(SeekFrom::Start(0x1f1)).map_err(|e| Error::Read(path.clone(), e))?;
@@ -118,20 +143,32 @@ impl Payload {
             }
             Err(e) => return Err(Error::Read(path.clone(), e)),
         }
-        if header.header != u32::from_le_bytes(*b"HdrS") || header.boot_flag != 0xaa55 {
+        if header.header != u32::from_le_bytes(*b"HdrS")
+            || header.boot_flag != 0xaa55
+            || header.loadflags & LOADED_HIGH == 0
+        {
             return Err(Error::NotAKernel(path.clone()));
         }
         if header.version < PROTOCOL_2_12 || header.xloadflags & XLF_KERNEL_64 == 0 {
             return Err(Error::Not64Bit(path.clone()));
         }
+        let setup = setup_size(&header);
+        let need = setup + u64::from(header.syssize) * PARAGRAPH;
+        if have < need {
+            return Err(Error::CutOff { path: path.clone(), have, need });
+        }
         let initrd = match &self.initrd {
             Some(path) => {
                 let (file, size) = open(path)?;
+                if size == 0 {
+                    return Err(Error::EmptyInitrd(path.clone()));
+                }
                 Some((file, size, path.clone()))
             }
             None => None,
         };
-        let initrd_address = initrd_address(&header, low_ram, initrd.as_ref().map_or(0, |i| i.1))?;
+        let initrd_size = initrd.as_ref().map_or(0, |i| i.1);
+        let initrd_address = initrd_address(&header, have - setup, low_ram, initrd_size)?;
         let command_line = self.command_line.trim().as_bytes().to_vec();
         let limit = (header.cmdline_size as usize).min(layout::COMMAND_LINE_SIZE - 1);
         if command_line.len() > limit {
@@ -144,11 +181,18 @@ impl Payload {
     }
 }
 
-/// Where the initramfs goes: as high as the kernel and the RAM below the hole allow.
-fn initrd_address(header: &setup_header, low_ram: u64, size: u64) -> Result<u64, Error> {
+/// Length of the real-mode part, boot sector included, which is not loaded.
+fn setup_size(header: &setup_header) -> u64 {
+    let sectors = if header.setup_sects == 0 { SETUP_SECTORS } else { header.setup_sects };
+    (u64::from(sectors) + 1) * SECTOR
+}
+
+/// Where the initramfs goes: as high as the kernel, of which `image` bytes are loaded, and the RAM below the hole allow.
+fn initrd_address(header: &setup_header, image: u64, low_ram: u64, size: u64) -> Result<u64, Error> {
     // The decompressed kernel needs `init_size` at its preferred address or where it was loaded.
     let preferred = header.pref_address;
-    let kernel_end = preferred.max(layout::KERNEL_START).saturating_add(u64::from(header.init_size));
+    let unpacked_end = preferred.max(layout::KERNEL_START).saturating_add(u64::from(header.init_size));
+    let kernel_end = unpacked_end.max(layout::KERNEL_START.saturating_add(image));
     let limit = low_ram.min(u64::from(header.initrd_addr_max) + 1);
     let size = size.next_multiple_of(0x1000);
     // Some slack for the kernel's own start: its page tables, memory map and unpacked initramfs.
@@ -217,6 +261,7 @@ impl Opened {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::CString;
     use std::io::Write;
 
     use super::*;
@@ -227,6 +272,10 @@ mod tests {
             boot_flag: 0xaa55,
             version: 0x20f,
             xloadflags: XLF_KERNEL_64,
+            loadflags: LOADED_HIGH,
+            code32_start: 0x10_0000,
+            setup_sects: 1,
+            syssize: (0xc00 / PARAGRAPH) as u32,
             cmdline_size: 2047,
             pref_address: 0x100_0000,
             init_size: 0x300_0000,
@@ -255,15 +304,84 @@ mod tests {
     #[test]
     fn files_that_are_no_kernel_are_refused() {
         assert!(matches!(payload(Path::new("/nonexistent"), "").open(1 << 30), Err(Error::Read(..))));
-        assert!(matches!(payload(Path::new("/"), "").open(1 << 30), Err(Error::Read(..))));
-        for bytes in [&b""[..], b"short", &[0u8; 4096]] {
+        for path in ["/", "/dev/zero"] {
+            assert!(matches!(payload(Path::new(path), "").open(1 << 30), Err(Error::NotAFile(_))));
+        }
+        for bytes in [&b""[..], b"short", &[0u8; 4096], &b"\x7fELF".repeat(1024)] {
             assert!(matches!(payload(file(bytes).path(), "").open(1 << 30), Err(Error::NotAKernel(_))));
         }
         let old = image(setup_header { version: 0x204, ..header() });
         assert!(matches!(payload(old.path(), "").open(1 << 30), Err(Error::Not64Bit(_))));
         let small = image(setup_header { xloadflags: 0, ..header() });
         assert!(matches!(payload(small.path(), "").open(1 << 30), Err(Error::Not64Bit(_))));
+        let low = image(setup_header { loadflags: 0, ..header() });
+        assert!(matches!(payload(low.path(), "").open(1 << 30), Err(Error::NotAKernel(_))));
         assert!(payload(image(header()).path(), "quiet").open(1 << 30).is_ok());
+    }
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_its_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pipe");
+        let name = CString::new(path.to_str().unwrap()).unwrap();
+        // SAFETY: a string with its terminator.
+        assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+        assert!(matches!(payload(&path, "").open(1 << 30), Err(Error::NotAFile(_))));
+    }
+
+    #[test]
+    fn a_kernel_that_is_cut_off_is_refused() {
+        let kernel = image(header());
+        kernel.as_file().set_len(0xfff).unwrap();
+        assert!(matches!(
+            payload(kernel.path(), "").open(1 << 30),
+            Err(Error::CutOff { have: 0xfff, need: 0x1000, .. })
+        ));
+        // A signature may follow.
+        kernel.as_file().set_len(0x1234).unwrap();
+        assert!(payload(kernel.path(), "").open(1 << 30).is_ok());
+        // No number of sectors means four.
+        let short = image(setup_header { setup_sects: 0, ..header() });
+        assert!(matches!(payload(short.path(), "").open(1 << 30), Err(Error::CutOff { need: 0x1600, .. })));
+    }
+
+    #[test]
+    fn a_file_that_is_larger_than_memory_is_refused_before_it_is_loaded() {
+        let kernel = image(header());
+        kernel.as_file().set_len(1 << 40).unwrap();
+        assert!(matches!(payload(kernel.path(), "").open(3 << 30), Err(Error::TooLarge(_))));
+        kernel.as_file().set_len(600 << 20).unwrap();
+        assert!(matches!(payload(kernel.path(), "").open(512 << 20), Err(Error::TooLittleMemory { .. })));
+    }
+
+    #[test]
+    fn an_initramfs_without_contents_is_refused() {
+        let (kernel, initrd) = (image(header()), file(b""));
+        let with = |path: &Path| Payload { initrd: Some(path.into()), ..payload(kernel.path(), "") };
+        assert!(matches!(with(initrd.path()).open(1 << 30), Err(Error::EmptyInitrd(_))));
+        assert!(matches!(with(Path::new("/")).open(1 << 30), Err(Error::NotAFile(_))));
+        assert!(matches!(with(Path::new("/nonexistent")).open(1 << 30), Err(Error::Read(..))));
+        assert!(with(file(b"x").path()).open(1 << 30).is_ok());
+    }
+
+    #[test]
+    fn an_image_that_passes_its_checks_can_be_loaded() {
+        let kernel = image(header());
+        let memory = crate::memory::allocate(128 << 20).unwrap();
+        let initrd = file(&[7; 5000]);
+        let payload = Payload { initrd: Some(initrd.path().into()), ..payload(kernel.path(), "a b") };
+        let entry =
+            payload.open(128 << 20).unwrap().load(&memory, &layout::ram(128 << 20), 0xe_0000).unwrap();
+        assert_eq!(entry, layout::KERNEL_START + ENTRY_64);
+        let params: boot_params = memory.read_obj(layout::ZERO_PAGE).unwrap();
+        let (at, size) = (params.hdr.ramdisk_image, params.hdr.ramdisk_size);
+        assert_eq!(size, 5000);
+        let mut loaded = vec![0; 5001];
+        memory.read_slice(&mut loaded, GuestAddress(at.into())).unwrap();
+        assert_eq!((&loaded[..5000], loaded[5000]), (&[7; 5000][..], 0));
+        let mut line = [0xff; 4];
+        memory.read_slice(&mut line, layout::COMMAND_LINE).unwrap();
+        assert_eq!(&line, b"a b\0");
     }
 
     #[test]
@@ -279,20 +397,20 @@ mod tests {
 
     #[test]
     fn initramfs_lies_below_the_kernels_limit_and_above_the_kernel() {
-        let at = initrd_address(&header(), 3 << 30, 10 << 20).unwrap();
+        let at = initrd_address(&header(), 0, 3 << 30, 10 << 20).unwrap();
         assert_eq!(at, (2 << 30) - (10 << 20));
-        let at = initrd_address(&header(), 256 << 20, (10 << 20) - 5).unwrap();
+        let at = initrd_address(&header(), 0, 256 << 20, (10 << 20) - 5).unwrap();
         assert_eq!(at, 246 << 20);
     }
 
     #[test]
     fn too_little_memory_names_what_is_needed() {
-        let Err(Error::TooLittleMemory { have: 64, need }) = initrd_address(&header(), 64 << 20, 10 << 20)
+        let Err(Error::TooLittleMemory { have: 64, need }) = initrd_address(&header(), 0, 64 << 20, 10 << 20)
         else {
             panic!("64 MiB accepted");
         };
-        assert!(initrd_address(&header(), need << 20, 10 << 20).is_ok());
-        assert!(matches!(initrd_address(&header(), 3 << 30, 2 << 30), Err(Error::TooLarge(_))));
+        assert!(initrd_address(&header(), 0, need << 20, 10 << 20).is_ok());
+        assert!(matches!(initrd_address(&header(), 0, 3 << 30, 2 << 30), Err(Error::TooLarge(_))));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! `vsva check`: what this machine has.
 
 use std::fs;
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -72,7 +73,7 @@ fn iommu() -> Result<String, String> {
 fn node(path: &str, remedy: &str) -> Result<String, String> {
     match fs::OpenOptions::new().read(true).write(true).open(path) {
         Ok(_) => Ok(path.into()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(format!("no {path} ({remedy})")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Err(format!("no {path} ({remedy})")),
         Err(e) => Err(format!("{path}: {e}")),
     }
 }
@@ -124,12 +125,13 @@ fn table(items: &[Item]) -> String {
 pub fn main(json: bool) -> ExitCode {
     let items = items();
     let ready = items.iter().all(|i| i.ok || !i.needed);
-    if json {
-        let value = serde_json::json!({ "ready": ready, "items": items });
-        println!("{value:#}");
+    let text = if json {
+        format!("{:#}\n", serde_json::json!({ "ready": ready, "items": items }))
     } else {
-        print!("{}", table(&items));
-    }
+        table(&items)
+    };
+    // Whoever does not read on has the exit status.
+    let _ = io::stdout().write_all(text.as_bytes());
     ExitCode::from(u8::from(!ready))
 }
 

@@ -2,14 +2,15 @@
 
 //! The command line.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::devices::DeviceOptions;
+use crate::devices::{self, DeviceOptions, MAX_DEVICES};
+use crate::files::{self, Named};
 use crate::machine::MAX_PROCESSORS;
-use crate::remapping;
 use crate::virtio::DiskOptions;
+use crate::{remapping, trace};
 
 /// Exit status when the guest powers off.
 pub const STATUS_POWER_OFF: u8 = 0;
@@ -23,19 +24,25 @@ pub const STATUS_RESET: u8 = 3;
 pub const STATUS_QUIT: u8 = 4;
 
 const AFTER_HELP: &str = "\
-Options of --iommu, comma-separated; switches take on or off, the defaults are those with which a current Linux
-shares address spaces:
-  cm               caching mode: software announces entries that become present
-  smts fsts        scalable mode; first stage
-  fs1gp fs5lp      first stage with 1 GiB pages; with 5 levels
-  pasid pss=N      requests with PASID; PASID width in bits, less one
-  dt prs pds sms   device-TLBs; page requests; drain of page requests; stop markers
-  nwfs smpwc c pt  no-write flag; coherent page walks; coherent tables; pass-through
-  srs eafs rps     privileged requests; extended accessed flag; RID_PASID field
-  ir eim           interrupt remapping; with 32-bit APIC ids
-  esrtps psi       root pointer invalidates; page-selective invalidation
-  mamv=N haw=N     largest address mask; host address width
-  fault-records=N iotlb-entries=N
+Options of --iommu, comma-separated. Switches take on or off, those with a star are off by default; numbers are
+shown with their defaults, with which a current Linux shares address spaces:
+  cm                   caching mode: software announces entries that become present
+  smts fsts            scalable mode; first stage
+  fs1gp fs5lp          first stage with 1 GiB pages; with 5 levels
+  ssts* ssads* nest*   second stage; its accessed and dirty bits; first stage nested on it
+  pasid pss=19         requests with PASID; PASID width in bits, less one
+  dt prs pds sms       device-TLBs; page requests; drain of page requests; stop markers
+  nwfs smpwc c pt      no-write flag; coherent page walks; coherent tables; pass-through
+  srs* eafs* rps*      privileged requests; extended accessed flag; RID_PASID field
+  vcmd*                virtual command, by which guests from 5.7 to 6.3 allocate PASIDs: on, or early for those
+                       before 5.12
+  ir* eim*             interrupt remapping; with 32-bit APIC ids
+  esrtps psi           root pointer invalidates; page-selective invalidation
+  mamv=18 haw=48       largest address mask; host address width
+  fault-records=8      fault recording registers
+  iotlb-entries=8192   translations that a function may have cached
+  structure-entries=1024
+                       tables that a function may have cached
 
 The console is the terminal: Ctrl-C goes to the guest, Ctrl-A x ends the machine, Ctrl-A h lists the escapes.
 
@@ -45,7 +52,7 @@ Ctrl-A x; 128+N ended by signal N. VSVA_LOG=debug in the environment shows what 
 
 /// Virtual machines whose devices share their processes' address spaces.
 #[derive(Debug, Parser)]
-#[command(name = "vsva", version, max_term_width = 110)]
+#[command(name = "vsva", version)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -86,34 +93,38 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=MAX_PROCESSORS as i64))]
     pub cpus: u8,
 
-    /// RAM, with K, M, G or T
+    /// RAM in bytes, or with K, M, G or T as in 512M
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_size)]
     pub memory: u64,
 
-    /// The remapping unit: `off`, or options such as `cm=off,pss=15` (see below)
+    /// The remapping unit: off, or options such as cm=off,pss=15 (see below)
     #[arg(long, value_name = "OPTIONS", default_value = "on", value_parser = parse_iommu)]
     pub iommu: remapping::Choice,
 
-    /// A device behind the unit: `dsa`, an Intel Data Streaming Accelerator; with `,host=soft` it belongs to a
-    /// software host with a remapping unit of its own and is assigned to the guest; may be repeated
-    #[arg(long = "device", value_name = "DEVICE[,host=HOST]")]
+    /// A device behind the unit, may be repeated: dsa, an Intel Data Streaming
+    /// Accelerator; with ,host=soft it belongs to a software host with a
+    /// remapping unit of its own and is assigned to the guest
+    #[arg(long = "device", verbatim_doc_comment, value_name = "DEVICE[,host=HOST]")]
     pub devices: Vec<DeviceOptions>,
 
-    /// A virtio disk behind the unit: an image or block device, with `,ro` read-only; may be repeated
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// A virtio disk behind the unit, may be repeated: an image or a block device;
+    /// with ,ro the guest only reads
+    #[arg(long = "disk", verbatim_doc_comment, value_name = "FILE[,ro]")]
     pub disks: Vec<DiskOptions>,
 
     /// Also write the console's output to a file
     #[arg(long, value_name = "FILE")]
     pub console_log: Option<PathBuf>,
 
-    /// Record what passes between the guest and the host of assigned devices: JSON lines in FILE, and in
-    /// FILE.trace.json for trace viewers (Perfetto, chrome://tracing)
-    #[arg(long, value_name = "FILE")]
+    /// Record what passes between the guest and the host of assigned devices:
+    /// JSON lines in FILE, and in FILE.trace.json the same for trace viewers
+    /// (Perfetto, chrome://tracing)
+    #[arg(long, verbatim_doc_comment, value_name = "FILE")]
     pub trace: Option<PathBuf>,
 
-    /// At the end, print to standard error what the host of assigned devices did: one line, VSVA-NESTED and JSON
-    #[arg(long)]
+    /// At the end, print to standard error what the host of assigned devices did:
+    /// one line, VSVA-NESTED and JSON
+    #[arg(long, verbatim_doc_comment)]
     pub figures: bool,
 }
 
@@ -133,8 +144,37 @@ impl RunArgs {
                  --device dsa,host=soft"
             ));
         }
-        Ok(())
+        if self.devices.len() + self.disks.len() > MAX_DEVICES {
+            return Err(devices::Error::Full.to_string());
+        }
+        files::conflict(&self.files()).map_or(Ok(()), Err)
     }
+
+    /// All files that the arguments name.
+    fn files(&self) -> Vec<Named> {
+        let mut files = Vec::new();
+        let mut add = |option, path: &Path, written| files.push(Named { option, path: path.into(), written });
+        add("--kernel", &self.kernel, false);
+        if let Some(path) = &self.initrd {
+            add("--initrd", path, false);
+        }
+        for disk in &self.disks {
+            add("--disk", &disk.path, !disk.read_only);
+        }
+        if let Some(path) = &self.console_log {
+            add("--console-log", path, true);
+        }
+        if let Some(path) = &self.trace {
+            add("--trace", path, true);
+            add("--trace", &trace::viewer_path(path), true);
+        }
+        files
+    }
+}
+
+/// Whether there is a command of this name.
+pub fn has_command(name: &str) -> bool {
+    Cli::command().find_subcommand(name).is_some()
 }
 
 /// Arguments of `vsva check`.
@@ -149,6 +189,7 @@ pub struct CheckArgs {
 /// positive multiple of 4 KiB.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| "not a size, write one like 512M or 4G".to_string())?;
     let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
         "" | "B" => 0,
         "K" | "KB" | "KIB" => 10,
@@ -157,7 +198,6 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "T" | "TB" | "TIB" => 40,
         other => return Err(format!("unknown unit {other:?}, use K, M, G or T (as in 512M)")),
     };
-    let number: u64 = digits.parse().map_err(|_| "not a size, write one like 512M or 4G".to_string())?;
     let size = number.checked_mul(1 << shift).filter(|size| *size <= 1 << 46).ok_or("too large")?;
     if size == 0 || size % 4096 != 0 {
         return Err("not a positive multiple of 4K".into());
@@ -184,8 +224,6 @@ pub fn one_line(error: &clap::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
@@ -213,10 +251,28 @@ mod tests {
     fn help_names_each_option_of_the_unit() {
         let error = parse_iommu("warp=on").unwrap_err();
         let (_, names) = error.split_once("known are: ").unwrap();
-        let help: Vec<_> = AFTER_HELP.split([' ', '=', ',', '\n']).collect();
+        let help: Vec<_> = AFTER_HELP.split([' ', '=', ',', '*', '\n']).collect();
         for name in names.split(", ") {
             assert!(help.contains(&name), "{name}");
         }
+    }
+
+    #[test]
+    fn help_tells_each_default_of_the_unit() {
+        let (_, options) = AFTER_HELP.split_once(":\n").unwrap();
+        let (options, _) = options.split_once("\n\n").unwrap();
+        let named =
+            options.lines().filter_map(|line| line.strip_prefix("  ").filter(|l| !l.starts_with(' ')));
+        let mut count = 0;
+        for option in named.flat_map(|line| line.split("  ").next().unwrap().split(' ')) {
+            let text = match option.strip_suffix('*') {
+                Some(name) => format!("{name}=off"),
+                None => option.to_owned(),
+            };
+            assert_eq!(parse_iommu(&text), parse_iommu("on"), "{text}");
+            count += 1;
+        }
+        assert_eq!(count, 31);
     }
 
     #[test]
@@ -239,15 +295,38 @@ mod tests {
         assert!(one_line(&parse(&["run"]).unwrap_err()).contains("--kernel"));
     }
 
+    fn check(args: &[&str]) -> Result<(), String> {
+        let Command::Run(run) = parse(&[&["run", "--kernel", "k"], args].concat()).unwrap().command else {
+            panic!("not run");
+        };
+        run.check()
+    }
+
+    #[test]
+    fn a_machine_takes_so_many_devices_and_disks() {
+        let devices = ["--device", "dsa"].repeat(MAX_DEVICES - 1);
+        let one_more = [&devices[..], &["--disk", "a,ro"]].concat();
+        assert_eq!(check(&one_more), Ok(()));
+        assert!(check(&[&one_more[..], &["--disk", "b"]].concat()).unwrap_err().contains("too many"));
+    }
+
+    #[test]
+    fn a_file_that_is_written_is_used_for_nothing_else() {
+        for args in [
+            &["--console-log", "k"][..],
+            &["--initrd", "i", "--console-log", "./i"],
+            &["--disk", "d", "--disk", "d"],
+            &["--disk", "d", "--disk", "d,ro"],
+            &["--device", "dsa,host=soft", "--trace", "t", "--console-log", "t.trace.json"],
+        ] {
+            let line = check(args).unwrap_err();
+            assert!(line.contains("same file") && !line.contains('\n'), "{line}");
+        }
+        assert_eq!(check(&["--initrd", "k", "--disk", "d,ro", "--disk", "d,ro"]), Ok(()));
+    }
+
     #[test]
     fn what_only_assigned_devices_have_names_them() {
-        let check = |args: &[&str]| {
-            let Command::Run(run) = parse(&[&["run", "--kernel", "k"], args].concat()).unwrap().command
-            else {
-                panic!("not run");
-            };
-            run.check()
-        };
         assert_eq!(check(&["--device", "dsa"]), Ok(()));
         assert_eq!(
             check(&["--device", "dsa", "--device", "dsa,host=soft", "--trace", "t", "--figures"]),

@@ -41,9 +41,9 @@ pub struct Output {
 }
 
 impl Output {
-    /// Output to `screen` and, byte for byte, to `log`.
-    pub fn new(screen: File, log: Option<File>) -> Self {
-        Self { screen, log }
+    /// Output to `screen`.
+    pub fn new(screen: File) -> Self {
+        Self { screen, log: None }
     }
 }
 
@@ -130,6 +130,13 @@ impl<W: Write + Send> Console<W> {
                 state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
+    }
+}
+
+impl Console {
+    /// Copies all further output, byte for byte, to `log`.
+    pub fn log_to(&self, log: File) {
+        self.lock().uart.writer_mut().log = Some(log);
     }
 }
 
@@ -237,7 +244,8 @@ pub fn pump_input(mut source: impl io::Read, console: &Console, terminal: bool, 
             match typed {
                 Typed::Pass(bytes) => console.input(&bytes, false),
                 Typed::Quit => return stop.request(Outcome::Quit),
-                Typed::Help => eprint!("\r\n{ESCAPE_HELP}\r\n"),
+                // Nobody to read it is no reason to stop.
+                Typed::Help => drop(write!(io::stderr(), "\r\n{ESCAPE_HELP}\r\n")),
             }
         }
     }

@@ -18,6 +18,8 @@ use crate::virtio::{self, AttachError, Disk, VirtioBlock};
 const HOST_BRIDGE: u8 = 0;
 /// Last device number of a bus.
 const LAST: u8 = 31;
+/// Most devices and disks of a machine: all numbers but the host bridge's.
+pub const MAX_DEVICES: usize = LAST as usize;
 
 /// A device as the command line names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +68,9 @@ pub enum ParseDeviceError {
     /// No such host.
     #[error("unknown host \"{0}\": known are \"soft\" and \"none\"")]
     UnknownHost(String),
+    /// An option more than once.
+    #[error("option \"{0}\" is given twice")]
+    Twice(&'static str),
 }
 
 impl FromStr for Backing {
@@ -89,17 +94,18 @@ impl FromStr for DeviceOptions {
         if device != "dsa" {
             return Err(ParseDeviceError::UnknownDevice(device.into()));
         }
-        let mut host = Backing::default();
+        let mut host = None;
         for option in words {
             match option.split_once('=') {
-                Some(("host", name)) => host = name.parse()?,
+                Some(("host", _)) if host.is_some() => return Err(ParseDeviceError::Twice("host")),
+                Some(("host", name)) => host = Some(name.parse()?),
                 _ => {
                     let (device, option) = (device.into(), option.into());
                     return Err(ParseDeviceError::UnknownOption { device, option });
                 }
             }
         }
-        Ok(Self::Dsa { host })
+        Ok(Self::Dsa { host: host.unwrap_or_default() })
     }
 }
 
@@ -107,7 +113,7 @@ impl FromStr for DeviceOptions {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The bus is full.
-    #[error("too many devices: a machine takes {LAST} devices and disks")]
+    #[error("too many devices: a machine takes {MAX_DEVICES} devices and disks")]
     Full,
     /// A device belongs to a host, and there is none.
     #[error("internal error: no host behind an assigned device")]
@@ -259,6 +265,7 @@ mod tests {
             ("dsa,host", "option"),
             ("dsa,host=", "soft"),
             ("dsa,host=hard", "hard"),
+            ("dsa,host=soft,host=none", "twice"),
         ] {
             let error = text.parse::<DeviceOptions>().unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

@@ -36,7 +36,10 @@ pub enum Error {
     #[error("cannot open {DEVICE}: {0}")]
     Open(kvm_ioctls::Error),
     /// It answers, but not as KVM does.
-    #[error("{DEVICE} speaks API version {0}, not 12: this is not a usable KVM")]
+    #[error(
+        "{DEVICE} is no KVM that can be used (its API version is {0}, not 12): remove it and load the kvm_intel or \
+         kvm_amd module"
+    )]
     Version(i32),
     /// No hardware virtualization behind it.
     #[error(
@@ -44,6 +47,11 @@ pub enum Error {
          hang: use a machine with hardware virtualization, or `cargo xtask demo`, which brings its own"
     )]
     Paravirtual,
+    /// Somebody else has the processor's virtualization.
+    #[error(
+        "KVM can create no machine now ({0}): stop other hypervisors that use the processor's virtualization"
+    )]
+    Busy(kvm_ioctls::Error),
     /// A capability is missing.
     #[error("this KVM lacks {0}: a newer kernel is needed")]
     Capability(&'static str),
@@ -108,9 +116,16 @@ pub fn open() -> Result<Kvm, Error> {
     Ok(kvm)
 }
 
+fn new_vm(kvm: &Kvm) -> Result<VmFd, Error> {
+    kvm.create_vm().map_err(|e| match e.errno() {
+        libc::EBUSY | libc::EIO => Error::Busy(e),
+        _ => Error::Request("KVM_CREATE_VM", e),
+    })
+}
+
 /// A VM whose local APICs are KVM's and whose I/O APIC is ours.
 pub fn create_vm(kvm: &Kvm) -> Result<VmFd, Error> {
-    let vm = kvm.create_vm().map_err(|e| Error::Request("KVM_CREATE_VM", e))?;
+    let vm = new_vm(kvm)?;
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
         .map_err(|e| Error::Request("KVM_SET_IDENTITY_MAP_ADDR", e))?;
     vm.set_tss_address(layout::KVM_TSS as usize).map_err(|e| Error::Request("KVM_SET_TSS_ADDR", e))?;
@@ -131,7 +146,7 @@ pub fn probe(kvm: &Kvm) -> Result<(), Error> {
     let memory =
         Memory::from_ranges(&[(GuestAddress(0), 0x10000)]).map_err(|e| Error::Probe(e.to_string()))?;
     memory.write_slice(&CODE, GuestAddress(START)).map_err(|e| Error::Probe(e.to_string()))?;
-    let vm = kvm.create_vm().map_err(|e| Error::Request("KVM_CREATE_VM", e))?;
+    let vm = new_vm(kvm)?;
     let slot = kvm_userspace_memory_region {
         slot: 0,
         guest_phys_addr: 0,

@@ -21,6 +21,7 @@
 //! | [`trace`] | what crosses the joint to a host, in files |
 //! | [`figures`] | what a host did for a process, to look at |
 //! | [`terminal`], [`signals`] | the user's side |
+//! | [`files`], [`output_file`] | files that the command line names, files that are written |
 //! | [`cli`], [`check`] | the command `vsva` |
 
 pub mod acpi;
@@ -33,12 +34,14 @@ pub mod console;
 pub mod cpuid;
 pub mod devices;
 pub mod figures;
+pub mod files;
 pub mod host;
 pub mod ioapic;
 pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod output_file;
 pub mod pci_bus;
 pub mod power;
 pub mod remapping;

@@ -3,7 +3,7 @@
 //! The machine: puts all parts together, runs it, and says how it ended.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,7 @@ use crate::host::{self, Host};
 use crate::ioapic::IoApic;
 use crate::kvm::{self, Messages};
 use crate::memory::{self, Memory};
+use crate::output_file::OutputFile;
 use crate::pci_bus::{BarWindow, CONFIG_PORTS, ConfigPorts, Ecam};
 use crate::power::{self, KeyboardReset, Power, ResetControl};
 use crate::remapping::{self, IoApicPort, RegisterPage};
@@ -149,10 +150,13 @@ pub enum Error {
     #[error(transparent)]
     Device(#[from] devices::Error),
     /// More processors than KVM takes.
-    #[error("this KVM takes at most {0} processors")]
+    #[error("this KVM takes at most {0} processors: give fewer --cpus")]
     Processors(usize),
     /// RAM and the windows behind it do not fit the processor's address space.
-    #[error("{memory} MiB of memory are too much for the {bits} physical address bits of this processor")]
+    #[error(
+        "{memory} MiB of memory are too much for the {bits} physical address bits of this processor: give less \
+         --memory"
+    )]
     AddressBits {
         /// MiB of RAM.
         memory: u64,
@@ -191,10 +195,9 @@ impl Machine {
         let ram = layout::ram(config.memory);
         let payload = config.payload.open(ram.first().map_or(0, |w| w.size))?;
         let disks = config.disks.iter().map(Disk::open).collect::<Result<Vec<_>, _>>()?;
-        let log = match &config.console_log {
-            Some(path) => Some(File::create(path).map_err(|e| Error::ConsoleLog(path.clone(), e))?),
-            None => None,
-        };
+        let no_log = |e| Error::ConsoleLog(config.console_log.clone().unwrap_or_default(), e);
+        let log = config.console_log.as_deref().map(OutputFile::open).transpose().map_err(no_log)?;
+        memory::check(config.memory)?;
         let kvm = kvm::open()?;
         let processors = config.processors;
         if usize::from(processors) > kvm.get_max_vcpus() {
@@ -223,7 +226,7 @@ impl Machine {
 
         let screen = io::stdout().as_fd().try_clone_to_owned().map_err(|e| Error::Host("use stdout", e))?;
         let line = ioapic.clone();
-        let output = Output::new(screen.into(), log);
+        let output = Output::new(screen.into());
         let console = Arc::new(Console::new(output, move || line.pulse(layout::SERIAL_IRQ)));
         ports.insert(layout::SERIAL_PORT.into(), console::PORTS, console.clone())?;
         ports.insert(layout::POWER_PORT.into(), power::BLOCK_SIZE, Arc::new(Power::new(stop.clone())))?;
@@ -257,6 +260,10 @@ impl Machine {
         vcpu::write_boot_tables(&memory)?;
         let vcpus = create_processors(&vm, &leaves, processors, entry)?;
 
+        // From here on nothing fails.
+        if let Some(log) = log {
+            console.log_to(log.keep().map_err(no_log)?);
+        }
         let end_of_interrupt = Box::new(move |vector| ioapic.end_of_interrupt(vector));
         let surroundings = Arc::new(Surroundings { mmio, ports, end_of_interrupt });
         Ok(Self { vcpus, surroundings, console, stop, host, _vm: vm, _memory: memory })
@@ -271,18 +278,22 @@ impl Machine {
     /// meanwhile.
     pub fn run(&mut self) -> Result<Outcome, Error> {
         let terminal = terminal::is_ours();
+        // A terminal that is not ours is not read either: that would stop the process, and the guest with it.
+        let readable = terminal || !io::stdin().is_terminal();
         let raw = if terminal {
             Some(RawMode::enter().map_err(|e| Error::Host("set up the terminal", e))?)
         } else {
             None
         };
-        let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|e| Error::Host("use stdin", e))?;
-        let (console, stop) = (self.console.clone(), self.stop.clone());
-        // Not joined: it may be reading, and ends with the process.
-        thread::Builder::new()
-            .name("console".into())
-            .spawn(move || console::pump_input(File::from(stdin), &console, terminal, &stop))
-            .map_err(|e| Error::Host("start a thread", e))?;
+        if readable {
+            let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(|e| Error::Host("use stdin", e))?;
+            let (console, stop) = (self.console.clone(), self.stop.clone());
+            // Not joined: it may be reading, and ends with the process.
+            thread::Builder::new()
+                .name("console".into())
+                .spawn(move || console::pump_input(File::from(stdin), &console, terminal, &stop))
+                .map_err(|e| Error::Host("start a thread", e))?;
+        }
 
         let mut threads = Vec::new();
         for (id, vcpu) in (0u32..).zip(std::mem::take(&mut self.vcpus)) {

@@ -2,10 +2,12 @@
 
 //! The command `vsva`.
 
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::mem::ManuallyDrop;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::{panic, thread};
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -13,18 +15,20 @@ use tracing_subscriber::EnvFilter;
 use vmm::boot::Payload;
 use vmm::cli::{self, Cli, Command, RunArgs};
 use vmm::machine::{Config, Machine, Outcome, Stop};
-use vmm::trace::{Summary, Trace};
-use vmm::{check, signals, terminal};
+use vmm::trace::{Recording, Summary, Trace};
+use vmm::{check, signals};
+
+/// What is logged unless VSVA_LOG says otherwise. The virtio rings' errors are the guest's mistakes, as many as it likes.
+const LOG: &str = "warn,virtio_queue=off";
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("VSVA_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_env("VSVA_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
 
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if e.use_stderr() && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            eprintln!("vsva: {} (see vsva --help)", cli::one_line(&e));
-            return cli::STATUS_USAGE.into();
+            return wrong_use(&cli::one_line(&e)).into();
         }
         Err(help) => {
             let _ = help.print();
@@ -37,19 +41,38 @@ fn main() -> ExitCode {
     }
 }
 
+/// Tells the user. That nobody reads it is no reason to stop.
+fn say(line: impl Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Says what is wrong with the command line and where to look; returns the exit status.
+fn wrong_use(line: &str) -> u8 {
+    let command = std::env::args().nth(1).filter(|name| cli::has_command(name));
+    say(format_args!("vsva: {line} (see vsva {}--help)", command.map_or(String::new(), |name| name + " ")));
+    cli::STATUS_USAGE
+}
+
 /// Runs a machine; returns the exit status.
 fn run(args: RunArgs) -> u8 {
     if let Err(line) = args.check() {
-        eprintln!("vsva: {line} (see vsva --help)");
-        return cli::STATUS_USAGE;
+        return wrong_use(&line);
     }
-    let trace = match args.trace.as_deref().map(Trace::create).transpose() {
-        Ok(trace) => trace,
+    match build_and_run(args) {
+        Ok(status) => status,
         Err(error) => {
-            eprintln!("vsva: {error}");
-            return cli::STATUS_ERROR;
+            say(format_args!("vsva: {error}"));
+            cli::STATUS_ERROR
         }
-    };
+    }
+}
+
+fn build_and_run(args: RunArgs) -> anyhow::Result<u8> {
+    let stop = Arc::new(Stop::default());
+    // Before any other thread starts.
+    signals::install(stop.clone()).map_err(|e| anyhow::anyhow!("cannot set up signals: {e}"))?;
+    stop_on_panic(stop.clone());
+    let trace = args.trace.as_deref().map(Trace::create).transpose()?;
     let config = Config {
         payload: Payload { kernel: args.kernel, initrd: args.initrd, command_line: args.append },
         processors: args.cpus,
@@ -59,21 +82,12 @@ fn run(args: RunArgs) -> u8 {
         disks: args.disks,
         console_log: args.console_log,
     };
-    let stop = Arc::new(Stop::default());
-    let built = signals::install(stop.clone())
-        .map_err(|e| anyhow::anyhow!("cannot set up signals: {e}"))
-        .and_then(|()| Ok(Machine::new(&config, trace.as_ref().map(Trace::tracer), stop)?));
-    let mut machine = match built {
-        // Never dropped, the process ends: a device's destructor waits for its work in flight, and that may wait for
-        // a guest that is no more.
-        Ok(machine) => ManuallyDrop::new(machine),
-        Err(error) => {
-            eprintln!("vsva: {error}");
-            return cli::STATUS_ERROR;
-        }
-    };
+    let machine = Machine::new(&config, trace.as_ref().map(Trace::tracer), stop)?;
+    // Never dropped, the process ends: a device's destructor waits for its work in flight, and that may wait for a
+    // guest that is no more.
+    let mut machine = ManuallyDrop::new(machine);
+    let trace = trace.map(Trace::start).transpose()?;
     let outcome = machine.run();
-    terminal::restore();
     if let Some(trace) = trace {
         finish(trace);
     }
@@ -81,43 +95,49 @@ fn run(args: RunArgs) -> u8 {
         && let Some(nested) = machine.nested()
     {
         match serde_json::to_string(&nested) {
-            Ok(line) => eprintln!("VSVA-NESTED {line}"),
-            Err(error) => eprintln!("vsva: {error}"),
+            Ok(line) => say(format_args!("VSVA-NESTED {line}")),
+            Err(error) => say(format_args!("vsva: {error}")),
         }
     }
-    match outcome {
-        Ok(Outcome::PowerOff) => cli::STATUS_POWER_OFF,
-        Ok(Outcome::Reset) => {
-            eprintln!("vsva: the guest reset itself");
+    Ok(match outcome? {
+        Outcome::PowerOff => cli::STATUS_POWER_OFF,
+        Outcome::Reset => {
+            say("vsva: the guest reset itself");
             cli::STATUS_RESET
         }
-        Ok(Outcome::Quit) => {
-            eprintln!("\nvsva: ended with Ctrl-A x");
+        Outcome::Quit => {
+            say("\nvsva: ended with Ctrl-A x");
             cli::STATUS_QUIT
         }
-        Ok(Outcome::Signal(signal)) => {
-            eprintln!("vsva: ended by signal {signal}");
+        Outcome::Signal(signal) => {
+            say(format_args!("vsva: ended by signal {signal}"));
             u8::try_from(128 + signal).unwrap_or(cli::STATUS_ERROR)
         }
-        Ok(Outcome::Failed(message)) => {
-            eprintln!("vsva: {message}");
+        Outcome::Failed(message) => {
+            say(format_args!("vsva: {message}"));
             cli::STATUS_ERROR
         }
-        Err(error) => {
-            eprintln!("vsva: {error}");
-            cli::STATUS_ERROR
-        }
-    }
+    })
+}
+
+/// A panic on any thread ends the machine: what that thread did, nobody does any more.
+fn stop_on_panic(stop: Arc<Stop>) {
+    let previous = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        previous(info);
+        let name = thread::current().name().unwrap_or("unnamed").to_owned();
+        stop.request(Outcome::Failed(format!("internal error: thread {name} panicked")));
+    }));
 }
 
 /// Ends the trace, and says what is missing in it.
-fn finish(trace: Trace) {
+fn finish(trace: Recording) {
     match trace.finish() {
         Ok(Summary { dropped: 0, .. }) => {}
-        Ok(Summary { events, dropped }) => eprintln!(
+        Ok(Summary { events, dropped }) => say(format_args!(
             "vsva: the trace lacks {dropped} of {} events, which came faster than they could be written",
             events + dropped
-        ),
-        Err(error) => eprintln!("vsva: {error}"),
+        )),
+        Err(error) => say(format_args!("vsva: {error}")),
     }
 }

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 
@@ -20,14 +21,33 @@ pub type Memory = GuestMemoryMmap<()>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host gives no memory file, or none of that size.
-    #[error("cannot create a memory file of {0} MiB: {1}")]
+    #[error("cannot create a memory file of {0} MiB: {1} (less --memory may do)")]
     File(u64, io::Error),
+    /// More than the host has.
+    #[error(
+        "{0} MiB of memory are more than this machine has with its swap space ({1} MiB): give less --memory"
+    )]
+    TooMuch(u64, u64),
     /// The host does not give that much.
-    #[error("cannot map {0} MiB of guest memory: {1}")]
+    #[error("cannot map {0} MiB of guest memory: {1} (less --memory may do)")]
     Map(u64, vm_memory::mmap::FromRangesError),
     /// KVM refused a range.
     #[error("KVM refuses guest memory at {0:#x}: {1}")]
     Slot(u64, kvm_ioctls::Error),
+}
+
+/// Refuses what the host can never give. Less than that may still be more than is free: pages are taken as the guest
+/// touches them.
+pub fn check(size: u64) -> Result<(), Error> {
+    let mut info = MaybeUninit::<libc::sysinfo>::uninit();
+    // SAFETY: sysinfo fills the structure or fails.
+    if unsafe { libc::sysinfo(info.as_mut_ptr()) } != 0 {
+        return Ok(());
+    }
+    // SAFETY: filled above.
+    let info = unsafe { info.assume_init() };
+    let host = info.totalram.saturating_add(info.totalswap).saturating_mul(info.mem_unit.into());
+    if size > host { Err(Error::TooMuch(size >> 20, host >> 20)) } else { Ok(()) }
 }
 
 /// Maps `size` bytes of RAM, in the ranges of [`layout::ram`]. Each region is a shared mapping of one memory file and
@@ -147,7 +167,10 @@ mod tests {
 
     #[test]
     fn too_much_memory_is_one_line() {
-        let line = allocate(1 << 60).unwrap_err().to_string();
-        assert!(line.contains("MiB") && !line.contains('\n'), "{line}");
+        for error in [allocate(1 << 60).unwrap_err(), check(1 << 60).unwrap_err()] {
+            let line = error.to_string();
+            assert!(line.contains("MiB") && !line.contains('\n'), "{line}");
+        }
+        assert!(check(64 << 20).is_ok());
     }
 }

@@ -22,10 +22,33 @@ pub struct Choice {
     pub config: UnitConfig,
 }
 
+/// Why the argument of `--iommu` cannot be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// An option, its value, or a combination.
+    #[error(transparent)]
+    Config(#[from] vtd_unit::ConfigError),
+    /// An option more than once.
+    #[error("IOMMU option '{0}' is given twice")]
+    Twice(String),
+    /// `off` and something else.
+    #[error("'off' stands alone: without a remapping unit there is nothing to set")]
+    OffAndMore,
+}
+
 /// Parses the argument of `--iommu`: `off`, or options of [`UnitConfig`] that can go together.
-pub fn parse(text: &str) -> Result<Choice, vtd_unit::ConfigError> {
-    if text.trim() == "off" {
-        return Ok(Choice { visible: false, config: UnitConfig::default() });
+pub fn parse(text: &str) -> Result<Choice, ParseError> {
+    let options = || text.split(',').map(str::trim).filter(|option| !option.is_empty());
+    let names: Vec<_> =
+        options().map(|option| option.split_once('=').map_or(option, |(name, _)| name)).collect();
+    if let Some((_, twice)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        return Err(ParseError::Twice((*twice).to_owned()));
+    }
+    if options().any(|option| option == "off") {
+        return match names.len() {
+            1 => Ok(Choice { visible: false, config: UnitConfig::default() }),
+            _ => Err(ParseError::OffAndMore),
+        };
     }
     let config: UnitConfig = text.parse()?;
     config.capabilities()?;
@@ -95,8 +118,14 @@ mod tests {
         assert!(!parse("off").unwrap().visible);
         assert_eq!(parse("").unwrap(), Choice { visible: true, config: UnitConfig::default() });
         assert!(!parse("cm=off").unwrap().config.cm);
-        for text in ["warp=on", "cm=perhaps", "pss=20", "dt=off", "off,cm=on"] {
-            assert!(parse(text).is_err(), "{text}");
+        for text in ["warp=on", "cm=perhaps", "pss=20", "dt=off"] {
+            assert!(matches!(parse(text), Err(ParseError::Config(_))), "{text}");
+        }
+        for text in ["off,cm=on", "on,off"] {
+            assert_eq!(parse(text), Err(ParseError::OffAndMore), "{text}");
+        }
+        for text in ["cm=on,cm=off", "cm,cm", "pss=5,dt=on,pss=5"] {
+            assert!(matches!(parse(text), Err(ParseError::Twice(_))), "{text}");
         }
     }
 }

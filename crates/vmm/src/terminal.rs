@@ -6,26 +6,53 @@
 use std::io::{self, IsTerminal};
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 
 /// The settings to restore; null while the terminal is as the user left it. Leaked, so that a signal handler may
 /// read it at any time.
 static SAVED: AtomicPtr<libc::termios> = AtomicPtr::new(ptr::null_mut());
 
+/// Held by whoever makes the terminal raw again, or gives it back for good: the latter counts, in whatever order they
+/// come. Signal handlers and panics do without.
+static LAST_WORD: Mutex<()> = Mutex::new(());
+
 /// The raw settings, leaked too; null before they were first set.
 static RAW: AtomicPtr<libc::termios> = AtomicPtr::new(ptr::null_mut());
 
-const FATAL_SIGNALS: [libc::c_int; 5] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT];
+/// Signals whose default is to end the process and that nothing else is done with: what `signals` waits for is not here.
+const FATAL_SIGNALS: [libc::c_int; 15] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGABRT,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGPWR,
+];
 
 /// Standard input in raw mode. Restores the terminal when dropped.
 pub struct RawMode(());
 
-/// Puts the terminal back as it was. Does nothing if it is. Safe in signal handlers.
+/// Whether the terminal is that of our process group. Safe in signal handlers.
+fn is_foreground() -> bool {
+    // SAFETY: plain calls without pointers.
+    unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() }
+}
+
+/// Puts the terminal back as it was. Does nothing if it is, or if the shell has taken it back already: to change it from
+/// the background would stop the process. Safe in signal handlers.
 pub fn restore() {
     let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
-    if !saved.is_null() {
+    if !saved.is_null() && is_foreground() {
         // SAFETY: non-null values of SAVED come from Box::leak and are never freed; tcsetattr only reads it and is
         // async-signal-safe.
         unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, saved) };
@@ -35,6 +62,7 @@ pub fn restore() {
 /// Makes the terminal raw again if the guest owns it: after the process was stopped and continued, the shell has set
 /// it to its own taste.
 pub fn resume() {
+    let _guard = LAST_WORD.lock().unwrap_or_else(PoisonError::into_inner);
     let raw = RAW.load(Ordering::Acquire);
     if !SAVED.load(Ordering::Acquire).is_null() && !raw.is_null() && is_ours() {
         // SAFETY: non-null values of RAW come from Box::leak and are never freed; tcsetattr only reads it.
@@ -72,8 +100,7 @@ fn install_handlers() {
 /// Whether standard input is a terminal that we may change: one of a background job is not (changing it would stop
 /// the process).
 pub fn is_ours() -> bool {
-    // SAFETY: plain calls without pointers.
-    io::stdin().is_terminal() && unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() }
+    io::stdin().is_terminal() && is_foreground()
 }
 
 impl RawMode {
@@ -106,6 +133,7 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
+        let _guard = LAST_WORD.lock().unwrap_or_else(PoisonError::into_inner);
         restore();
     }
 }

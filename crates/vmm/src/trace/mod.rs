@@ -6,11 +6,12 @@
 //! are written as things happen, whole objects at a time, so they can be read while the machine runs and after it was
 //! killed: the array of the second file lacks its closing bracket then, which the format allows.
 //!
+//! The files are opened first and emptied when the machine is built, so that one that cannot be built changes none.
+//!
 //! The remapping unit does not wait for a disk: events go through a channel of bounded size to a thread that writes.
 //! Those that find it full are counted, and both files say where how many are missing.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use vtd_spec::SourceId;
 
 use self::line::{Line, What};
 use self::spans::Spans;
+use crate::output_file::OutputFile;
 
 mod line;
 mod spans;
@@ -68,36 +70,58 @@ pub fn viewer_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// A trace that is being written.
+/// A trace to come. Dropped before it starts, it leaves the files as they were.
 pub struct Trace {
+    path: PathBuf,
+    lines: OutputFile,
+    viewer: OutputFile,
+    recorder: Arc<Recorder>,
+    receiver: Receiver<Message>,
+}
+
+impl Trace {
+    /// Opens both files and starts the clock.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be opened or created.
+    pub fn create(path: &Path) -> Result<Self, Error> {
+        let open = |path: &Path| OutputFile::open(path).map_err(|e| Error::Create(path.to_owned(), e));
+        let (lines, viewer) = (open(path)?, open(&viewer_path(path))?);
+        let (recorder, receiver) = Recorder::new(CAPACITY);
+        Ok(Self { path: path.to_owned(), lines, viewer, recorder: Arc::new(recorder), receiver })
+    }
+
+    /// Who is to hear of events. Those that come before the start are kept, up to a bounded number.
+    pub fn tracer(&self) -> Arc<dyn Tracer> {
+        Arc::clone(&self.recorder) as Arc<dyn Tracer>
+    }
+
+    /// Empties both files and begins to write.
+    ///
+    /// # Errors
+    ///
+    /// A file cannot be written, or there is no thread for it.
+    pub fn start(self) -> Result<Recording, Error> {
+        let Self { path, lines, viewer, recorder, receiver } = self;
+        let keep = |file: OutputFile| file.keep().map_err(|e| Error::Create(path.clone(), e));
+        let writer = Writer::new(keep(lines)?, keep(viewer)?, &recorder);
+        let writer = thread::Builder::new()
+            .name("trace".into())
+            .spawn(move || writer.run(&receiver))
+            .map_err(Error::Thread)?;
+        Ok(Recording { path, recorder, writer })
+    }
+}
+
+/// A trace that is being written.
+pub struct Recording {
     path: PathBuf,
     recorder: Arc<Recorder>,
     writer: JoinHandle<(Summary, io::Result<()>)>,
 }
 
-impl Trace {
-    /// Creates both files, or empties them, and starts the clock.
-    ///
-    /// # Errors
-    ///
-    /// A file or the thread cannot be created.
-    pub fn create(path: &Path) -> Result<Self, Error> {
-        let create = |path: &Path| File::create(path).map_err(|e| Error::Create(path.to_owned(), e));
-        let (lines, viewer) = (create(path)?, create(&viewer_path(path))?);
-        let (recorder, receiver) = Recorder::new(CAPACITY);
-        let writer = Writer::new(lines, viewer, Arc::clone(&recorder.dropped));
-        let writer = thread::Builder::new()
-            .name("trace".into())
-            .spawn(move || writer.run(&receiver))
-            .map_err(Error::Thread)?;
-        Ok(Self { path: path.to_owned(), recorder: Arc::new(recorder), writer })
-    }
-
-    /// Who is to hear of events.
-    pub fn tracer(&self) -> Arc<dyn Tracer> {
-        Arc::clone(&self.recorder) as Arc<dyn Tracer>
-    }
-
+impl Recording {
     /// Ends both files. What happens later is not recorded.
     ///
     /// # Errors
@@ -122,6 +146,8 @@ enum Message {
 /// The end where events come in.
 struct Recorder {
     start: Instant,
+    /// Microseconds since 1970 at the start.
+    unix_us: u64,
     sender: SyncSender<Message>,
     dropped: Arc<AtomicU64>,
     /// Set once the end has been sent.
@@ -131,8 +157,9 @@ struct Recorder {
 impl Recorder {
     fn new(capacity: usize) -> (Self, Receiver<Message>) {
         let (sender, receiver) = sync_channel(capacity);
-        let recorder =
-            Self { start: Instant::now(), sender, dropped: Arc::default(), ended: Mutex::default() };
+        let unix_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+        let start = Instant::now();
+        let recorder = Self { start, unix_us, sender, dropped: Arc::default(), ended: Mutex::default() };
         (recorder, receiver)
     }
 
@@ -159,6 +186,7 @@ struct Writer<L, V> {
     lines: Output<L>,
     viewer: Output<V>,
     spans: Spans,
+    unix_us: u64,
     written: u64,
     dropped: Arc<AtomicU64>,
     /// How many of the dropped ones the files tell of.
@@ -166,15 +194,15 @@ struct Writer<L, V> {
 }
 
 impl<L: Write, V: Write> Writer<L, V> {
-    fn new(lines: L, viewer: V, dropped: Arc<AtomicU64>) -> Self {
+    fn new(lines: L, viewer: V, recorder: &Recorder) -> Self {
         let (lines, viewer) = (Output::new(lines), Output::new(viewer));
-        Self { lines, viewer, spans: Spans::default(), written: 0, dropped, told: 0 }
+        let (unix_us, dropped) = (recorder.unix_us, Arc::clone(&recorder.dropped));
+        Self { lines, viewer, spans: Spans::default(), unix_us, written: 0, dropped, told: 0 }
     }
 
     /// Writes until the end.
     fn run(mut self, receiver: &Receiver<Message>) -> (Summary, io::Result<()>) {
-        let unix_us = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
-        self.line(Duration::ZERO, None, &What::Start { format: FORMAT, unix_us });
+        self.line(Duration::ZERO, None, &What::Start { format: FORMAT, unix_us: self.unix_us });
         let end = loop {
             let message = match receiver.try_recv() {
                 Ok(message) => message,

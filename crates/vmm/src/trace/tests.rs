@@ -70,7 +70,7 @@ fn recorded(events: &[(SourceId, Event)], capacity: usize) -> (Vec<Value>, Vec<V
         recorder.event(*function, event);
     }
     let (mut lines, mut viewer) = (Vec::new(), Vec::new());
-    let writer = Writer::new(&mut lines, &mut viewer, Arc::clone(&recorder.dropped));
+    let writer = Writer::new(&mut lines, &mut viewer, &recorder);
     let (summary, result) = thread::scope(|scope| {
         let writer = scope.spawn(move || writer.run(&receiver));
         recorder.end();
@@ -263,6 +263,7 @@ fn a_run_that_is_killed_leaves_whole_objects() {
     let path = directory.path().join("trace.jsonl");
     let trace = Trace::create(&path).unwrap();
     let tracer = trace.tracer();
+    let trace = trace.start().unwrap();
     for event in one_of_each() {
         tracer.event(FUNCTION, &event);
     }
@@ -294,6 +295,25 @@ fn a_run_that_is_killed_leaves_whole_objects() {
 }
 
 #[test]
+fn a_machine_that_is_not_built_leaves_no_trace_and_one_that_is_has_its_first_events() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("trace.jsonl");
+    fs::write(viewer_path(&path), "of an earlier run").unwrap();
+    let trace = Trace::create(&path).unwrap();
+    trace.tracer().event(FUNCTION, &bind(1, 11, false));
+    drop(trace);
+    assert!(!path.exists());
+    assert_eq!(fs::read_to_string(viewer_path(&path)).unwrap(), "of an earlier run");
+
+    let trace = Trace::create(&path).unwrap();
+    trace.tracer().event(FUNCTION, &bind(1, 11, false));
+    assert_eq!(trace.start().unwrap().finish().unwrap(), Summary { events: 1, dropped: 0 });
+    let viewer = fs::read(viewer_path(&path)).unwrap();
+    let entries: Vec<Value> = serde_json::from_slice(&viewer).unwrap();
+    assert_eq!(assert_spans_pair_up(&entries), 1);
+}
+
+#[test]
 fn a_trace_of_nothing_is_valid() {
     let (lines, entries, summary) = recorded(&[], 1);
     assert_eq!((kinds(&lines), entries.len()), (vec!["start", "end"], 0));
@@ -318,6 +338,6 @@ fn a_file_that_cannot_be_written_is_one_line() {
     let (recorder, receiver) = Recorder::new(4);
     recorder.event(FUNCTION, &bind(1, 1, false));
     recorder.end();
-    let (_, result) = Writer::new(Full, Vec::new(), Arc::clone(&recorder.dropped)).run(&receiver);
+    let (_, result) = Writer::new(Full, Vec::new(), &recorder).run(&receiver);
     assert_eq!(result.unwrap_err().kind(), io::ErrorKind::StorageFull);
 }

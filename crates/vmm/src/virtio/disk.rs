@@ -2,9 +2,9 @@
 
 //! The file (or block device) behind a disk, and how it is named on the command line.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -29,6 +29,9 @@ pub enum ParseDiskError {
     /// An option that does not exist.
     #[error("unknown disk option \"{0}\": the only one is \"ro\"")]
     UnknownOption(String),
+    /// An option more than once.
+    #[error("disk option \"{0}\" is given twice")]
+    Twice(&'static str),
 }
 
 impl FromStr for DiskOptions {
@@ -40,6 +43,7 @@ impl FromStr for DiskOptions {
         let mut read_only = false;
         for option in parts {
             match option {
+                "ro" if read_only => return Err(ParseDiskError::Twice("ro")),
                 "ro" => read_only = true,
                 other => return Err(ParseDiskError::UnknownOption(other.to_owned())),
             }
@@ -61,13 +65,19 @@ pub enum DiskError {
         /// What may help.
         hint: &'static str,
     },
+    /// A directory, a pipe or a device of another kind.
+    #[error("disk image {path} is neither a regular file nor a block device")]
+    NotADisk {
+        /// The image.
+        path: PathBuf,
+    },
     /// Another process uses it.
-    #[error("disk image {path} is in use by another process: end it, or use a copy")]
+    #[error("disk image {path} is in use by another process: end that, or use a copy")]
     InUse {
         /// The image.
         path: PathBuf,
     },
-    /// It is neither a file nor a block device with a size.
+    /// It does not say where it ends.
     #[error("cannot find out the size of disk image {path}: {source}")]
     Size {
         /// The image.
@@ -102,11 +112,14 @@ impl Disk {
     /// [`DiskError`] where the image cannot be opened, is in use or is empty.
     pub fn open(options: &DiskOptions) -> Result<Self, DiskError> {
         let path = || options.path.clone();
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(!options.read_only)
-            .open(&options.path)
-            .map_err(|source| DiskError::Open { path: path(), hint: hint(options, &source), source })?;
+        let open = |source| DiskError::Open { path: path(), hint: hint(options, &source), source };
+        // Before it is opened: to open a pipe can take for ever.
+        let kind = fs::metadata(&options.path).map_err(open)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DiskError::NotADisk { path: path() });
+        }
+        let mut file =
+            OpenOptions::new().read(true).write(!options.read_only).open(&options.path).map_err(open)?;
         let lock = if options.read_only { file.try_lock_shared() } else { file.try_lock() };
         // File systems without locks are no reason to refuse.
         if matches!(lock, Err(TryLockError::WouldBlock)) {
@@ -151,6 +164,9 @@ impl Disk {
 }
 
 fn hint(options: &DiskOptions, error: &io::Error) -> &'static str {
+    if error.kind() == io::ErrorKind::NotFound && !options.read_only {
+        return " (truncate -s 1G FILE makes one)";
+    }
     let denied = matches!(error.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem);
     if denied && !options.read_only && can_read(&options.path) {
         " (add \",ro\" for a disk that the guest only reads)"
@@ -184,6 +200,7 @@ mod tests {
         assert_eq!(parse("/d/a.img,ro"), Ok(DiskOptions { path: "/d/a.img".into(), read_only: true }));
         assert_eq!(parse(""), Err(ParseDiskError::NoFile));
         assert_eq!(parse(",ro"), Err(ParseDiskError::NoFile));
+        assert_eq!(parse("a.img,ro,ro"), Err(ParseDiskError::Twice("ro")));
         assert_eq!(parse("a.img,rw"), Err(ParseDiskError::UnknownOption("rw".into())));
         assert_eq!(
             parse("a.img,").unwrap_err().to_string(),
@@ -211,10 +228,12 @@ mod tests {
         let short = image(511);
         let error = Disk::open(&options(&short, false)).unwrap_err();
         assert!(error.to_string().contains("is empty"), "{error}");
-        assert!(matches!(
-            Disk::open(&DiskOptions { path: "/".into(), read_only: false }),
-            Err(DiskError::Open { .. })
-        ));
+        for (path, read_only) in [("/", false), ("/", true), ("/dev/zero", true)] {
+            assert!(matches!(
+                Disk::open(&DiskOptions { path: path.into(), read_only }),
+                Err(DiskError::NotADisk { .. })
+            ));
+        }
     }
 
     #[test]
