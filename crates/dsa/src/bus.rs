@@ -16,7 +16,7 @@ pub(crate) struct PciState {
     pub privileged: bool,
     /// ATS Enable.
     pub ats: bool,
-    /// PRI Enable, and no Response Failure since.
+    /// Page requests can be sent: PRI Enable, and no Response Failure since.
     pub pri: bool,
     /// Outstanding Page Request Allocation.
     pub pri_allocation: u32,
@@ -44,9 +44,6 @@ pub(crate) trait Bus: Send + Sync + 'static {
 
     /// Sends a page request; the answer comes to [`crate::page_request::PageRequests`].
     fn page_request(&self, request: PageRequest);
-
-    /// A page request was answered Response Failure: no more may be sent until software restarts the interface.
-    fn response_failure(&self);
 
     /// Raises an MSI-X vector.
     fn interrupt(&self, vector: u16);

@@ -3,8 +3,8 @@
 //! The accelerator without its PCI side: registers, portals and engine threads over a [`Bus`].
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
-use std::thread;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
 
 use crate::bus::Bus;
 use crate::dma::Aborted;
@@ -28,6 +28,8 @@ pub(crate) struct Device<B> {
     /// A descriptor has gone, or abort flags were set.
     settled: Condvar,
     portals: Portals,
+    /// Says once that engines cannot be started: the guest can try again and again.
+    no_thread: Once,
     me: Weak<Self>,
 }
 
@@ -41,6 +43,7 @@ impl<B: Bus> Device<B> {
             work: Default::default(),
             settled: Condvar::new(),
             portals: Portals::new(),
+            no_thread: Once::new(),
             me: Weak::clone(me),
         })
     }
@@ -117,8 +120,9 @@ impl<B: Bus> Device<B> {
     }
 
     fn write_command(&self, value: u32) {
-        let pci = self.bus.pci();
         self.update(|state, effects| {
+            // Asked under the lock: a change of configuration space either is seen here or finds what this does.
+            let pci = self.bus.pci();
             state.write_command(value, &pci, |state| self.spawn_engines(state), effects);
         });
     }
@@ -165,11 +169,7 @@ impl<B: Bus> Device<B> {
             state.reset(effects);
             state.engines.each_mut().map(|engine| engine.thread.take())
         });
-        for thread in threads.into_iter().flatten() {
-            if thread.join().is_err() {
-                tracing::error!("an engine thread of the accelerator had panicked");
-            }
-        }
+        threads.into_iter().flatten().for_each(join);
     }
 
     /// Waits until the queue's descriptors before `job` are gone: the Drain operation. \[D 8.3.3\]
@@ -192,15 +192,22 @@ impl<B: Bus> Device<B> {
                 continue;
             }
             let Some(device) = self.me.upgrade() else { return false };
+            // Not alive: it needs nothing but to return.
+            if let Some(former) = slot.thread.take() {
+                join(former);
+            }
             let builder = thread::Builder::new().name(format!("dsa-engine{index}"));
             match builder.spawn(move || device.run_engine(index)) {
                 Ok(thread) => {
                     slot.alive = true;
-                    // The thread before it, if any, has ended or is about to: it holds nothing.
                     slot.thread = Some(thread);
                 }
                 Err(error) => {
-                    tracing::error!("cannot start a thread for engine {index} of the accelerator: {error}");
+                    self.no_thread.call_once(|| {
+                        tracing::error!(
+                            "cannot start a thread for engine {index} of the accelerator: {error}"
+                        );
+                    });
                     return false;
                 }
             }
@@ -237,5 +244,11 @@ impl<B: Bus> Device<B> {
             }
             state = work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+}
+
+fn join(thread: JoinHandle<()>) {
+    if thread.join().is_err() {
+        tracing::error!("an engine thread of the accelerator had panicked");
     }
 }

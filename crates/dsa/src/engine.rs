@@ -81,8 +81,7 @@ impl<B: Bus> Context<'_, B> {
                 Task { dma, on_fault, scratch }.run(&operation)?
             }
         };
-        self.complete(descriptor, batch_index, &record)?;
-        Ok(record.status)
+        self.complete(descriptor, batch_index, &record)
     }
 
     fn check(&self, descriptor: &Descriptor, limits: &Limits) -> Result<Operation, Rejection> {
@@ -130,28 +129,30 @@ impl<B: Bus> Context<'_, B> {
         Ok(finished(processed, failed))
     }
 
-    /// Completion record, software error and interrupt, as far as each is due. \[D 3.6, 3.7, 5.7\]
+    /// Completion record, software error and interrupt, as far as each is due. Returns the status, which is that of
+    /// the completion record's write where that failed. \[D 3.6, 3.7, 5.7\]
     fn complete(
         &self,
         descriptor: &Descriptor,
         batch_index: Option<u16>,
         record: &Record,
-    ) -> Result<(), Aborted> {
+    ) -> Result<Status, Aborted> {
         self.dma.check_abort()?;
         let status = record.status;
+        let mut outcome = status;
         let has_record = descriptor.has(flag::RECORD_ADDRESS_VALID);
         if has_record
             && (descriptor.has(flag::REQUEST_RECORD) || status.always_recorded())
             && let Some(fault) = self.write_record(descriptor.record_address(), record)?
         {
-            let code = match fault.kind {
-                FaultKind::Translation => Status::TRANSLATION_ERROR.0,
-                _ => Status::RECORD_PAGE_FAULT.0,
+            outcome = match fault.kind {
+                FaultKind::Translation => Status::TRANSLATION_ERROR,
+                _ => Status::RECORD_PAGE_FAULT,
             };
             self.report(descriptor, batch_index, |error| SoftwareError {
-                code,
+                code: outcome.0,
                 write: true,
-                address: fault.address,
+                address: descriptor.record_address(),
                 ..error
             });
         }
@@ -178,7 +179,7 @@ impl<B: Bus> Context<'_, B> {
                 self.device.bus.interrupt(vector);
             }
         }
-        Ok(())
+        Ok(outcome)
     }
 
     /// Writes a completion record, the status byte last: software polls it. Returns the fault that prevented it.

@@ -9,7 +9,10 @@ use pci::{
     MsixLayout, MsixTable, PasidCapability, PciFunction, PcieCapability, PriCapability,
 };
 use vm_memory::GuestMemoryBackend;
-use vtd_unit::{Access, DmaError, Endpoint, EndpointSink, Message, PageRequest, Requester};
+use vtd_unit::{
+    Access, DmaError, Endpoint, EndpointSink, Message, PageGroupResponse, PageRequest, Requester,
+    ResponseCode,
+};
 
 use crate::bus::{Bus, PciState};
 use crate::device::Device;
@@ -33,16 +36,45 @@ const IDENTITY: Identity = Identity {
     subsystem: 0,
 };
 
+fn lock(config: &Mutex<ConfigSpace>) -> MutexGuard<'_, ConfigSpace> {
+    config.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the root complex sends to the function.
+struct Sink {
+    requests: Arc<PageRequests>,
+    config: Arc<Mutex<ConfigSpace>>,
+}
+
+impl EndpointSink for Sink {
+    fn page_group_response(&self, response: PageGroupResponse) {
+        let expected = self.requests.respond(response);
+        let mut config = lock(&self.config);
+        if !expected {
+            // After a Response Failure all responses are ignored. [PCIe 10.4.2]
+            if !config.pri_response_failure() {
+                config.set_pri_unexpected_group();
+            }
+        } else if response.code == ResponseCode::ResponseFailure {
+            // The interface stops until it is enabled again, and awaits no response. [PCIe 10.4.2]
+            config.set_pri_response_failure();
+            config.set_pri_stopped();
+            drop(config);
+            self.requests.fail_all();
+        }
+    }
+}
+
 /// What the accelerator and the function share.
 struct Wiring<M> {
     endpoint: Endpoint<M>,
-    config: Mutex<ConfigSpace>,
+    config: Arc<Mutex<ConfigSpace>>,
     msix: MsixTable,
 }
 
 impl<M> Wiring<M> {
     fn config(&self) -> MutexGuard<'_, ConfigSpace> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.config)
     }
 }
 
@@ -80,13 +112,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus for Wiring<M> {
         self.endpoint.page_request(request);
     }
 
-    fn response_failure(&self) {
-        let mut config = self.config();
-        config.set_pri_response_failure();
-        // No response is awaited any more. [PCIe 10.5.2.3]
-        config.set_pri_stopped();
-    }
-
     fn interrupt(&self, vector: u16) {
         self.send(self.msix.trigger(vector));
     }
@@ -98,7 +123,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus for Wiring<M> {
             pasid: config.pasid_enabled(),
             privileged: config.pasid_privileged(),
             ats: config.ats_enabled(),
-            pri: config.pri_enabled() && !config.pri_response_failure(),
+            // Stopped while it is enabled: by a Response Failure, whatever became of the status bit that tells of it.
+            pri: config.pri_enabled() && !config.pri_stopped(),
             pri_allocation: config.pri_allocation(),
             pri_capacity: config.pri_capacity(),
         }
@@ -115,6 +141,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus for Wiring<M> {
 /// accesses by the guest's processors never wait for them, but for a reset.
 pub struct Dsa<M: GuestMemoryBackend + Send + Sync + 'static> {
     device: Arc<Device<Wiring<M>>>,
+    /// Held from a write of configuration space until its effects have been carried out: of two writers the last one
+    /// wins in the device, too.
+    configuring: Mutex<()>,
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Dsa<M> {
@@ -137,16 +166,21 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Dsa<M> {
             .pasid(PasidCapability { width: 20, execute: false, privileged: true })
             .pri(PriCapability { capacity: PRI_CAPACITY, response_pasid_required: true })
             .build()?;
+        let config = Arc::new(Mutex::new(config));
         let requests = Arc::new(PageRequests::new());
-        let endpoint = make_endpoint(Arc::clone(&requests) as Arc<dyn EndpointSink>);
-        let wiring = Wiring { endpoint, config: Mutex::new(config), msix: MsixTable::new(layout) };
-        Ok(Arc::new(Self { device: Device::new(wiring, requests) }))
+        let sink = Sink { requests: Arc::clone(&requests), config: Arc::clone(&config) };
+        let wiring = Wiring { endpoint: make_endpoint(Arc::new(sink)), config, msix: MsixTable::new(layout) };
+        Ok(Arc::new(Self { device: Device::new(wiring, requests), configuring: Mutex::new(()) }))
     }
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Dsa<M> {
     fn wiring(&self) -> &Wiring<M> {
         &self.device.bus
+    }
+
+    fn configuring(&self) -> MutexGuard<'_, ()> {
+        self.configuring.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resets all but configuration space. Work ends before ATS goes off, so that none of its requests changes kind.
@@ -163,6 +197,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> PciFunction for Dsa<M> {
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
+        let _one_at_a_time = self.configuring();
         let wiring = self.wiring();
         let changes = wiring.config().write(offset, data);
         if changes.function_level_reset {
@@ -176,8 +211,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> PciFunction for Dsa<M> {
         {
             self.device.configuration_changed();
         }
-        if let Some(ats) = changes.ats {
-            wiring.endpoint.set_ats_enabled(ats.enabled);
+        if changes.pasid.is_some_and(|pasid| !pasid.enabled) {
+            // Translations are not kept beyond the PASIDs that they belong to.
+            wiring.endpoint.set_ats_enabled(false);
+        }
+        if changes.ats.is_some() || changes.pasid.is_some() {
+            wiring.endpoint.set_ats_enabled(wiring.config().ats_enabled());
         }
         if pri_off {
             self.device.requests.cancel_all();
@@ -210,6 +249,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> PciFunction for Dsa<M> {
     }
 
     fn reset(&self) {
+        let _one_at_a_time = self.configuring();
         self.wiring().config().reset();
         self.reset_behind_config();
     }

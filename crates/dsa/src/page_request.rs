@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vtd_unit::{EndpointSink, PageGroupResponse, PageRequest, Pasid, Requester, ResponseCode};
+use vtd_unit::{PageGroupResponse, PageRequest, Pasid, Requester, ResponseCode};
 
 use crate::bus::Bus;
 
@@ -45,7 +45,7 @@ struct Table {
     next: usize,
 }
 
-/// The page requests of one function, and the sink of their responses.
+/// The page requests of one function.
 pub(crate) struct PageRequests {
     table: Mutex<Table>,
     changed: Condvar,
@@ -79,13 +79,7 @@ impl PageRequests {
             // Cannot truncate: `group` is below 512.
             group: group as u16,
         });
-        let answer = self.wait(group, abort);
-        if answer == Answer::Failure {
-            bus.response_failure();
-            // No further responses are due. [PCIe 10.5.2.3]
-            self.cancel(Answer::Failure);
-        }
-        answer
+        self.wait(group, abort)
     }
 
     /// Waits until `abort` is set, but not longer than `time`.
@@ -110,6 +104,33 @@ impl PageRequests {
     /// Page requests were switched off or reset: none that is in flight will be answered.
     pub fn cancel_all(&self) {
         self.cancel(Answer::Off);
+    }
+
+    /// Takes a response; `false` if it answers no request that is in flight, with the same PASID.
+    pub fn respond(&self, response: PageGroupResponse) -> bool {
+        let answer = match response.code {
+            ResponseCode::Success => Answer::Success,
+            ResponseCode::InvalidRequest => Answer::Invalid,
+            ResponseCode::ResponseFailure => Answer::Failure,
+        };
+        let mut table = self.lock();
+        match table.slots.get(usize::from(response.group)).copied() {
+            Some(Slot::Waiting(pasid)) if pasid == response.pasid => {
+                table.slots[usize::from(response.group)] = Slot::Done(answer);
+            }
+            Some(Slot::Abandoned(pasid)) if pasid == response.pasid => {
+                table.slots[usize::from(response.group)] = Slot::Free;
+                table.outstanding = table.outstanding.saturating_sub(1);
+            }
+            _ => return false,
+        }
+        self.changed.notify_all();
+        true
+    }
+
+    /// A request was answered Response Failure: no further responses are due. \[PCIe 10.4.2\]
+    pub fn fail_all(&self) {
+        self.cancel(Answer::Failure);
     }
 
     fn reserve(&self, bus: &impl Bus, pasid: Option<Pasid>, abort: &AtomicBool) -> Result<usize, Answer> {
@@ -180,28 +201,5 @@ impl Table {
             (0..GROUPS).map(|n| (self.next + n) % GROUPS).find(|n| matches!(self.slots[*n], Slot::Free))?;
         self.next = (group + 1) % GROUPS;
         Some(group)
-    }
-}
-
-impl EndpointSink for PageRequests {
-    fn page_group_response(&self, response: PageGroupResponse) {
-        let answer = match response.code {
-            ResponseCode::Success => Answer::Success,
-            ResponseCode::InvalidRequest => Answer::Invalid,
-            ResponseCode::ResponseFailure => Answer::Failure,
-        };
-        let mut table = self.lock();
-        // A response without a request, or with another PASID than its request, is dropped.
-        match table.slots.get(usize::from(response.group)).copied() {
-            Some(Slot::Waiting(pasid)) if pasid == response.pasid => {
-                table.slots[usize::from(response.group)] = Slot::Done(answer);
-            }
-            Some(Slot::Abandoned(pasid)) if pasid == response.pasid => {
-                table.slots[usize::from(response.group)] = Slot::Free;
-                table.outstanding = table.outstanding.saturating_sub(1);
-            }
-            _ => return,
-        }
-        self.changed.notify_all();
     }
 }

@@ -7,9 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
-use vtd_unit::{
-    Access, DmaError, EndpointSink, PageGroupResponse, PageRequest, Pasid, Requester, ResponseCode,
-};
+use vtd_unit::{Access, DmaError, PageGroupResponse, PageRequest, Pasid, Requester, ResponseCode};
 
 use crate::bus::{Bus, PciState};
 use crate::page_request::PageRequests;
@@ -53,7 +51,6 @@ pub(crate) struct TestBus {
     /// Every page request that was sent.
     pub sent: Mutex<Vec<PageRequest>>,
     pub writes: AtomicUsize,
-    pub response_failures: AtomicUsize,
     memory: Mutex<Memory>,
     held: Mutex<Vec<PageRequest>>,
     interrupts: Mutex<Vec<u16>>,
@@ -73,7 +70,6 @@ impl TestBus {
             on_request: Mutex::new(OnRequest::Map),
             sent: Mutex::default(),
             writes: AtomicUsize::new(0),
-            response_failures: AtomicUsize::new(0),
             memory: Mutex::default(),
             held: Mutex::default(),
             interrupts: Mutex::default(),
@@ -157,7 +153,11 @@ impl TestBus {
 
     pub fn respond(&self, request: &PageRequest, code: ResponseCode) {
         let response = PageGroupResponse { pasid: request.requester.pasid, group: request.group, code };
-        self.requests.page_group_response(response);
+        let expected = self.requests.respond(response);
+        if expected && code == ResponseCode::ResponseFailure {
+            self.pci.lock().unwrap().pri = false;
+            self.requests.fail_all();
+        }
     }
 
     fn access(
@@ -239,11 +239,6 @@ impl Bus for TestBus {
                 self.changed.notify_all();
             }
         }
-    }
-
-    fn response_failure(&self) {
-        self.response_failures.fetch_add(1, Ordering::SeqCst);
-        self.pci.lock().unwrap().pri = false;
     }
 
     fn interrupt(&self, vector: u16) {
