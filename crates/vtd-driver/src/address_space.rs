@@ -21,7 +21,7 @@ pub enum SpaceKind {
     /// A process of a guest, which may know it by another PASID.
     Guest {
         /// The PASID the guest uses, where it was told.
-        guest_pasid: Option<u32>,
+        guest_pasid: Option<Pasid>,
     },
 }
 
@@ -41,6 +41,8 @@ pub struct BoundDevice {
 pub struct AddressSpace {
     pub(crate) kind: SpaceKind,
     pub(crate) devices: Vec<BoundDevice>,
+    /// A process that has ended: its table is gone, and the devices are still to be unbound.
+    pub(crate) ended: bool,
 }
 
 impl AddressSpace {
@@ -60,6 +62,14 @@ impl AddressSpace {
 
     pub(crate) fn device_mut(&mut self, source_id: SourceId) -> Option<&mut BoundDevice> {
         self.devices.iter_mut().find(|device| device.source_id == source_id)
+    }
+}
+
+/// The guest's name for a host PASID, where it was told.
+pub(crate) fn guest_pasid(pasids: &Pasids, pasid: Pasid) -> Option<Pasid> {
+    match pasids.find(None, pasid.get()).ok()??.kind {
+        SpaceKind::Guest { guest_pasid } => guest_pasid,
+        SpaceKind::Process(_) => None,
     }
 }
 

@@ -142,7 +142,7 @@ pub const fn device_tlb_of_pasid(sid: SourceId, ats: Ats, pasid: Pasid, range: A
 mod tests {
     use super::*;
 
-    const ATS: Ats = Ats { invalidate_queue_depth: 0x1f, pfsid: SourceId(0) };
+    const ATS: Ats = Ats { invalidate_queue_depth: 0x1f, pfsid: SourceId(0), global_invalidate: false };
     const SID: SourceId = SourceId(0x18);
     const PASID: Pasid = Pasid::truncated(0x42);
 

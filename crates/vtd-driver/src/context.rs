@@ -25,6 +25,9 @@ pub struct Ats {
     pub invalidate_queue_depth: u8,
     /// Source-id of its physical function, where the unit has ECAP.DIT; zero otherwise.
     pub pfsid: SourceId,
+    /// Global Invalidate Supported (ATS Capability register): one invalidation reaches all its PASIDs. Without it, each
+    /// PASID takes one of its own.
+    pub global_invalidate: bool,
 }
 
 /// A device, as its configuration space describes it. What is on here is enabled in the device by the caller: PASID, then
@@ -53,7 +56,7 @@ impl DeviceConfig {
     pub const fn with_sva(source_id: SourceId) -> Self {
         Self {
             pasid_bits: 20,
-            ats: Some(Ats { invalidate_queue_depth: 0, pfsid: SourceId(0) }),
+            ats: Some(Ats { invalidate_queue_depth: 0, pfsid: SourceId(0), global_invalidate: false }),
             page_requests: true,
             ..Self::new(source_id)
         }
@@ -179,7 +182,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         ];
         if let Some(ats) = device.config.ats {
             descriptors.push(cache::device_tlb(source_id, ats, AddressRange::ALL));
-            if device.config.pasid_bits != 0 {
+            // Each of its PASIDs has been invalidated when it was detached: this is for what it should not have.
+            if ats.global_invalidate && device.config.pasid_bits != 0 {
                 descriptors.push(cache::global_device_tlb(source_id, ats, AddressRange::ALL));
             }
         }

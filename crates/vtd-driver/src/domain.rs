@@ -10,6 +10,7 @@ use vtd_spec::{
 };
 
 use crate::cache;
+use crate::context::Ats;
 use crate::error::Error;
 use crate::iommu::{FIRST_STAGE_DID, Iommu};
 use crate::memory::Memory;
@@ -80,6 +81,20 @@ impl Domain {
                 self.nested.remove(&source_id);
             }
         }
+    }
+
+    /// Everything that a device may have translated by PASIDs nested on this domain: the addresses are the guest's, and
+    /// all of them may lead to what has changed.
+    pub(crate) fn nested_device_tlb(&self, source_id: SourceId, ats: Ats) -> Vec<Descriptor> {
+        let mut descriptors = Vec::new();
+        for pasid in self.nested.get(&source_id).into_iter().flatten() {
+            if *pasid != Pasid::ZERO && ats.global_invalidate {
+                descriptors.push(cache::global_device_tlb(source_id, ats, AddressRange::ALL));
+                break;
+            }
+            descriptors.push(cache::device_tlb_of_pasid(source_id, ats, *pasid, AddressRange::ALL));
+        }
+        descriptors
     }
 
     fn is_attached(&self) -> bool {
@@ -328,13 +343,9 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         for (source_id, pasid) in &domain.attached {
             descriptors.extend(self.device(*source_id)?.device_tlb(*pasid, range));
         }
-        for (source_id, pasids) in &domain.nested {
-            let Some(ats) = self.device(*source_id)?.config.ats else { continue };
-            if pasids.contains(&Pasid::ZERO) {
-                descriptors.push(cache::device_tlb(*source_id, ats, AddressRange::ALL));
-            }
-            if pasids.last().is_some_and(|last| *last != Pasid::ZERO) {
-                descriptors.push(cache::global_device_tlb(*source_id, ats, AddressRange::ALL));
+        for source_id in domain.nested.keys() {
+            if let Some(ats) = self.device(*source_id)?.config.ats {
+                descriptors.extend(domain.nested_device_tlb(*source_id, ats));
             }
         }
         Ok(descriptors)

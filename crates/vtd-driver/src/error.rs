@@ -202,6 +202,12 @@ pub enum Error {
         /// The PASID.
         pasid: Pasid,
     },
+    /// The process that the PASID stands for has ended; it is still to be unbound from other devices.
+    #[error("the process behind PASID {pasid} has ended")]
+    ProcessEnded {
+        /// The PASID.
+        pasid: Pasid,
+    },
     /// A kind of cache that does not exist, or none at all.
     #[error("cache types {caches:#x} are not known")]
     CacheType {

@@ -66,10 +66,12 @@ pub struct BindData {
     pub gpgd: u64,
     /// Host PASID: the one the device uses.
     pub hpasid: u64,
-    /// Guest PASID, for reports to the guest; not checked, since the guest's range is unknown here.
+    /// Guest PASID, for reports to the guest. Whether the guest may use it is not checked: its range is unknown here.
     pub gpasid: u64,
     /// Flags of [`vtd_flag`].
     pub vtd_flags: u64,
+    /// Supervisor writes honour R/W (WPE). The uAPI of the series came before it and has no flag for it.
+    pub wpe: bool,
 }
 
 impl BindData {
@@ -87,6 +89,7 @@ impl BindData {
             hpasid: hpasid.get() as u64,
             gpasid: 0,
             vtd_flags: 0,
+            wpe: false,
         }
     }
 
@@ -120,6 +123,7 @@ impl BindData {
             hpasid: u64_at(32),
             gpasid: u64_at(40),
             vtd_flags: u64_at(56),
+            wpe: false,
         })
     }
 
@@ -129,13 +133,14 @@ impl BindData {
             address_width: self.addr_width,
             sre: self.vtd_flags & vtd_flag::SRE != 0,
             eafe: self.vtd_flags & vtd_flag::EAFE != 0,
-            wpe: false,
+            wpe: self.wpe,
             memory_types: self.vtd_flags & vtd_flag::MEMORY_TYPES != 0,
         }
     }
 
-    /// The checks that need nothing but the structure (iommu.c:iommu_uapi_sva_bind_gpasid). Returns the host PASID.
-    fn check(&self) -> Result<Pasid, Error> {
+    /// The checks that need nothing but the structure (iommu.c:iommu_uapi_sva_bind_gpasid). Returns the host PASID, and
+    /// what it stands for.
+    fn check(&self) -> Result<(Pasid, SpaceKind), Error> {
         let Self { version, format, flags, .. } = *self;
         if version != VERSION {
             return Err(Error::Version { version });
@@ -149,12 +154,16 @@ impl BindData {
         if self.vtd_flags & !(vtd_flag::LAST - 1) != 0 {
             return Err(Error::Flags { flags: self.vtd_flags });
         }
-        bindable(self.hpasid)
+        let guest_pasid = self.guest_pasid()?;
+        Ok((bindable(self.hpasid)?, SpaceKind::Guest { guest_pasid }))
     }
 
-    fn kind(&self) -> SpaceKind {
-        let known = self.flags & FLAG_GUEST_PASID != 0;
-        SpaceKind::Guest { guest_pasid: known.then_some(self.gpasid as u32) }
+    fn guest_pasid(&self) -> Result<Option<Pasid>, Error> {
+        if self.flags & FLAG_GUEST_PASID == 0 {
+            return Ok(None);
+        }
+        let pasid = u32::try_from(self.gpasid).ok().and_then(Pasid::new);
+        pasid.map(Some).ok_or(Error::InvalidPasid { pasid: self.gpasid })
     }
 }
 
@@ -178,12 +187,11 @@ pub fn bind_gpasid<R: Registers, M: Memory>(
     source_id: SourceId,
     data: &BindData,
 ) -> Result<(), Error> {
-    let pasid = data.check()?;
+    let (pasid, kind) = data.check()?;
     let config = iommu.device(source_id)?.config;
     if config.pasid_bits != 20 {
         return Err(Error::PasidWidth { source_id, bits: config.pasid_bits });
     }
-    let kind = data.kind();
     let nested = Some((domain, data.table()));
     if let Some(space) = pasids.find_mut(Some(set), pasid.get())? {
         if space.kind != kind {
@@ -241,10 +249,10 @@ pub fn rebind_gpasid<R: Registers, M: Memory>(
     source_id: SourceId,
     data: &BindData,
 ) -> Result<(), Error> {
-    let pasid = data.check()?;
+    let (pasid, kind) = data.check()?;
     let not_bound = Error::NotBound { source_id, pasid };
     let space = pasids.find_mut(Some(set), pasid.get())?.ok_or(not_bound)?;
-    if space.kind != data.kind() {
+    if space.kind != kind {
         return Err(Error::OtherAddressSpace { pasid });
     }
     let device = space.device_mut(source_id).ok_or(not_bound)?;
@@ -454,11 +462,15 @@ pub fn invalidate<R: Registers, M: Memory>(
     if let Some(ats) = ats
         && has(cache_type::IOTLB | cache_type::DEV_IOTLB)
     {
-        descriptors.push(match scope {
-            Scope::Domain => cache::global_device_tlb(source_id, ats, AddressRange::ALL),
-            Scope::Pasid(pasid) => cache::device_tlb_of_pasid(source_id, ats, pasid, AddressRange::ALL),
-            Scope::Pages(pasid, range) => cache::device_tlb_of_pasid(source_id, ats, pasid, range),
-        });
+        match scope {
+            Scope::Domain => descriptors.extend(iommu.domain(domain)?.nested_device_tlb(source_id, ats)),
+            Scope::Pasid(pasid) => {
+                descriptors.push(cache::device_tlb_of_pasid(source_id, ats, pasid, AddressRange::ALL));
+            }
+            Scope::Pages(pasid, range) => {
+                descriptors.push(cache::device_tlb_of_pasid(source_id, ats, pasid, range));
+            }
+        }
     }
     iommu.submit(&descriptors)
 }

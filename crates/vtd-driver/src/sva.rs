@@ -19,12 +19,13 @@ use crate::pasid::FirstStageTable;
 use crate::registers::Registers;
 
 /// Binds a process's table to a PASID of a device. The PASID belongs to `set` and is the process's own: another table
-/// cannot be bound to it. Binding the same device again is counted.
+/// cannot be bound to it. Binding the same device again is counted. Where the processor has pages of 1 GiB, the unit must
+/// have them too (CAP.FS1GP; svm.c:intel_svm_check): this driver does not know the processor.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidPasid`], [`Error::Pasid`] for one that is not the set's, [`Error::OtherAddressSpace`];
-/// [`Error::NoSuchDevice`], [`Error::PasidOutOfRange`], [`Error::PasidBusy`]; [`Error::Unsupported`] where the unit's walks
+/// [`Error::InvalidPasid`], [`Error::Pasid`] for one that is not the set's, [`Error::OtherAddressSpace`],
+/// [`Error::ProcessEnded`]; [`Error::NoSuchDevice`], [`Error::PasidOutOfRange`], [`Error::PasidBusy`]; [`Error::Unsupported`] where the unit's walks
 /// are not coherent, among others; [`Error::TableOutOfRange`]; [`Error::OutOfMemory`]; the queue's. Nothing is bound
 /// then, and other devices of the PASID stay as they are.
 pub fn bind<R: Registers, M: Memory>(
@@ -40,10 +41,14 @@ pub fn bind<R: Registers, M: Memory>(
     if !iommu.capabilities.ecap.smpwc() {
         return Err(Error::lacks("coherent page walks (ECAP.SMPWC)"));
     }
+    iommu.device(source_id)?;
     let kind = SpaceKind::Process(table);
     if let Some(space) = pasids.find_mut(Some(set), id)? {
         if space.kind != kind {
             return Err(Error::OtherAddressSpace { pasid });
+        }
+        if space.ended {
+            return Err(Error::ProcessEnded { pasid });
         }
         if let Some(device) = space.device_mut(source_id) {
             device.users += 1;
@@ -67,7 +72,7 @@ pub(crate) fn add_device(
     match pasids.find_mut(Some(set), id)? {
         Some(space) => space.devices.push(device),
         None => {
-            let space = AddressSpace { kind, devices: alloc::vec![device] };
+            let space = AddressSpace { kind, devices: alloc::vec![device], ended: false };
             pasids.set_data(Some(set), id, Some(space))?;
         }
     }
@@ -127,20 +132,22 @@ pub fn invalidate<R: Registers, M: Memory>(
 }
 
 /// The process ends before it is unbound (svm.c:intel_mm_release): its table goes away, devices may go on for a while. The
-/// entries are taken away, and faults of the PASID are not reported; [`unbind`] still has to follow for each device.
+/// entries are taken away, and faults of the PASID are not reported; [`unbind`] still has to follow for each device. Only
+/// the devices behind `iommu`: call it for each unit.
 ///
 /// # Errors
 ///
 /// As [`invalidate`]. The entries are taken away all the same.
 pub fn release<R: Registers, M: Memory>(
     iommu: &mut Iommu<R, M>,
-    pasids: &Pasids,
+    pasids: &mut Pasids,
     pasid: Pasid,
 ) -> Result<(), Error> {
-    let Some(space) = pasids.find(None, pasid.get())? else { return Ok(()) };
+    let Some(space) = pasids.find_mut(None, pasid.get())? else { return Ok(()) };
     if !matches!(space.kind, SpaceKind::Process(_)) {
         return Err(Error::OtherAddressSpace { pasid });
     }
+    space.ended = true;
     let mut result = Ok(());
     for device in &space.devices {
         if iommu.devices.contains_key(&device.source_id) {

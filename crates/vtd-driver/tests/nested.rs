@@ -307,12 +307,47 @@ fn requests_beyond_a_full_fault_ring_are_answered_for_the_guest() {
     let request = system.iommu.take_page_requests().unwrap().requests[0];
     let mut ring = FaultRing::new();
     for _ in 0..fault_ring::ENTRIES {
-        ring.request(&mut system.iommu, request).unwrap();
+        ring.request(&mut system.iommu, &system.pasids, request).unwrap();
     }
     assert_eq!(device.sink.take_responses(), [], "what is in the ring waits for the guest");
-    ring.request(&mut system.iommu, request).unwrap();
+    ring.request(&mut system.iommu, &system.pasids, request).unwrap();
     assert_eq!(device.sink.take_responses(), [(5, ResponseCode::InvalidRequest)]);
-    assert_eq!((ring.lost(), ring.take()), (1, Some(Fault::PageRequest(request))));
+    assert_eq!((ring.lost(), ring.take()), (1, Some(Fault::PageRequest { request, guest_pasid: None })));
+}
+
+#[test]
+fn the_guest_hears_of_faults_by_its_own_pasid() {
+    let mut system = System::with(&config());
+    let devices = devices(&mut system);
+    let mut guest = Guest::new(&mut system.iommu);
+    let (root, _) = guest.process(&mut system, 4);
+    let (pasid, own) = (system.allocate_pasid(), Pasid::truncated(0x777));
+    let data = BindData { flags: nested::FLAG_GUEST_PASID, gpasid: 0x777, ..BindData::new(root, pasid) };
+    let group = devices.each_ref().map(|device| device.source_id);
+    let System { iommu, pasids, set, .. } = &mut system;
+    nested::bind_gpasid_group(iommu, pasids, *set, guest.domain, &group, &data).unwrap();
+    let mut ring = FaultRing::new();
+    // Without ATS the access itself is blocked.
+    assert!(!devices[1].write(pasid, ADDRESS + 0x1000, &[1]));
+    for record in system.iommu.take_faults().records {
+        ring.report(&system.pasids, &record);
+    }
+    devices[0].ask(pasid, ADDRESS + 0x2000, true, 5, true);
+    for request in system.iommu.take_page_requests().unwrap().requests {
+        ring.request(&mut system.iommu, &system.pasids, request).unwrap();
+    }
+    let Some(Fault::Unrecoverable { pasid: host, guest_pasid, address, reason, .. }) = ring.take() else {
+        panic!("a fault");
+    };
+    assert_eq!((host, guest_pasid, address), (Some(pasid), Some(own), ADDRESS + 0x1000));
+    assert_eq!(reason, fault_ring::Reason::PteFetch);
+    let fault = ring.take().unwrap();
+    assert_eq!(fault.to_bytes()[12..16], 0x777u32.to_le_bytes());
+    let Fault::PageRequest { request, guest_pasid } = fault else { panic!("a page request") };
+    assert_eq!((request.pasid, guest_pasid), (Some(pasid), Some(own)));
+    let code = ResponseCode::InvalidRequest;
+    nested::respond(&mut system.iommu, &system.pasids, system.set, &request, code).unwrap();
+    assert_eq!(devices[0].sink.take_responses(), [(5, code)]);
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn the_devices_of_a_process_that_ends_are_silent() {
     let pasid = system.allocate_pasid();
     bind(&mut system, DEVICE, pasid, &process).unwrap();
     assert!(device.write(pasid, ADDRESS, &[1]));
-    sva::release(&mut system.iommu, &system.pasids, pasid).unwrap();
+    sva::release(&mut system.iommu, &mut system.pasids, pasid).unwrap();
     assert!(!device.write(pasid, ADDRESS, &[1]));
     assert_eq!(system.take_faults(), [], "nobody is interested");
     unbind(&mut system, DEVICE, pasid).unwrap();

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use vm_memory::GuestMemoryMmap;
 use vtd_driver::nested::{self, BindData};
-use vtd_driver::{DeviceConfig, DomainHandle, Iommu, NestedTable, Pasids, Registers};
+use vtd_driver::{Ats, DeviceConfig, DomainHandle, Iommu, NestedTable, Pasids, Registers};
 use vtd_spec::{
     AddressRange, AddressWidth, FaultReason, FaultRequestType, Pasid, PasidEntry, ResponseCode, SourceId,
 };
@@ -248,7 +248,9 @@ impl SoftHost {
         let number = functions.len() as u32 + 1;
         let id = DeviceId(number);
         let source_id = SourceId::new((number >> 5) as u8, (number & 0x1f) as u8, 0);
-        self.driver().iommu.add_device(DeviceConfig::with_sva(source_id))?;
+        // All functions here forget every PASID at once.
+        let ats = Some(Ats { global_invalidate: true, ..Ats::default() });
+        self.driver().iommu.add_device(DeviceConfig { ats, ..DeviceConfig::with_sva(source_id) })?;
         let sink = Arc::new(FunctionSink::new(id, device));
         let endpoint =
             self.unit.endpoint_with_messages(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>, messages);
@@ -412,7 +414,7 @@ impl Driver {
             vtd_flags |= nested::vtd_flag::EAFE;
         }
         let addr_width = if table.levels == 5 { 57 } else { 48 };
-        BindData { addr_width, vtd_flags, ..BindData::new(table.address, pasid) }
+        BindData { addr_width, vtd_flags, wpe: table.wpe, ..BindData::new(table.address, pasid) }
     }
 
     fn nested_table(table: &FirstStageTable) -> NestedTable {

@@ -111,8 +111,9 @@ fn second_stage_changes_are_announced_in_caching_mode_and_take_nested_translatio
     let expected = [
         cache::iotlb_pages(did, range, true, &caps),
         cache::pasid_device_tlb(OTHER, ats, PASID, range),
-        // One for all PASIDs of the device: their addresses are the guest's.
-        cache::global_device_tlb(DEVICE, ats, AddressRange::ALL),
+        // All of the device's: the addresses are the guest's.
+        cache::pasid_device_tlb(DEVICE, ats, Pasid::truncated(7), AddressRange::ALL),
+        cache::pasid_device_tlb(DEVICE, ats, PASID, AddressRange::ALL),
         cache::device_tlb(OTHER, ats, AddressRange::ALL),
     ];
     assert_eq!(fake.take(), expected);
@@ -170,7 +171,6 @@ fn a_device_that_is_removed_leaves_every_domain() {
         cache::pasid_cache_global(),
         cache::iotlb_global(),
         cache::device_tlb(DEVICE, ats, AddressRange::ALL),
-        cache::global_device_tlb(DEVICE, ats, AddressRange::ALL),
     ];
     assert!(fake.take().ends_with(&expected));
     iommu.destroy_domain(domain).unwrap();

@@ -54,6 +54,11 @@ impl Host {
         invalidate(&mut self.iommu, &self.pasids, self.set, self.domain, DEVICE, info)
     }
 
+    /// An invalidation of everything of the PASID.
+    fn of(&self, cache: u8) -> Invalidate {
+        Invalidate::of_pasid(cache, self.pasid)
+    }
+
     fn entry(&self, device: SourceId) -> PasidEntry {
         self.iommu.pasid_entry(device, self.pasid).unwrap()
     }
@@ -76,7 +81,7 @@ fn a_guests_table_is_bound_unbound_and_the_pasid_stays() {
         let entry = host.entry(device);
         assert_eq!((entry.fsptptr(), entry.pgtt_bits(), entry.p()), (ROOT, 3, true));
     }
-    assert_eq!(host.space().unwrap().kind(), SpaceKind::Guest { guest_pasid: Some(0x77) });
+    assert_eq!(host.space().unwrap().kind(), SpaceKind::Guest { guest_pasid: Some(Pasid::truncated(0x77)) });
     assert_eq!(*heard.lock().unwrap(), [Event::Bind]);
     host.unbind(DEVICE).unwrap();
     assert_eq!(host.entry(DEVICE), PasidEntry::new());
@@ -108,6 +113,10 @@ fn bind_data_that_cannot_be_is_refused_with_an_error_of_its_own() {
         (
             BindData { hpasid: good.hpasid | 1 << 32, ..good },
             Error::InvalidPasid { pasid: good.hpasid | 1 << 32 },
+        ),
+        (
+            BindData { flags: FLAG_GUEST_PASID, gpasid: 1 << 32 | 5, ..good },
+            Error::InvalidPasid { pasid: 1 << 32 | 5 },
         ),
         (BindData { hpasid: 5, ..good }, Error::Pasid(ioasid::Error::NotAllocated { id: 5 })),
         (BindData { addr_width: 39, ..good }, Error::AddressWidth { bits: 39 }),
@@ -143,6 +152,16 @@ fn options_need_their_capability() {
         let mut host = Host::new();
         host.bind(DEVICE, &data).unwrap();
     }
+}
+
+#[test]
+fn options_reach_the_entry() {
+    let mut host = Host::new();
+    let all = BindData { vtd_flags: vtd_flag::SRE | vtd_flag::EAFE, wpe: true, ..host.data() };
+    host.bind(DEVICE, &all).unwrap();
+    host.bind(OTHER, &host.data()).unwrap();
+    let options = |entry: PasidEntry| [entry.sre(), entry.eafe(), entry.wpe()];
+    assert_eq!((options(host.entry(DEVICE)), options(host.entry(OTHER))), ([true; 3], [false; 3]));
 }
 
 #[test]
@@ -280,7 +299,6 @@ fn each_cell_of_the_invalidation_table() {
     let range = AddressRange::new(0x40_0000, 3);
     let all_device = cache::pasid_device_tlb(DEVICE, ats, pasid, AddressRange::ALL);
     let pages_device = cache::pasid_device_tlb(DEVICE, ats, pasid, range);
-    let global_device = cache::global_device_tlb(DEVICE, ats, AddressRange::ALL);
     for (caches, granularity, expected) in [
         (cache_type::IOTLB, granularity::DOMAIN, None),
         (cache_type::IOTLB, granularity::PASID, Some(vec![cache::pasid_iotlb(did, pasid), all_device])),
@@ -289,7 +307,7 @@ fn each_cell_of_the_invalidation_table() {
             granularity::ADDR,
             Some(vec![cache::pasid_iotlb_pages(did, pasid, range, true), pages_device]),
         ),
-        (cache_type::DEV_IOTLB, granularity::DOMAIN, Some(vec![global_device])),
+        (cache_type::DEV_IOTLB, granularity::DOMAIN, Some(vec![all_device])),
         (cache_type::DEV_IOTLB, granularity::PASID, Some(vec![all_device])),
         (cache_type::DEV_IOTLB, granularity::ADDR, Some(vec![pages_device])),
         (cache_type::PASID, granularity::DOMAIN, Some(vec![cache::pasid_cache_domain(did)])),
@@ -358,6 +376,32 @@ fn invalidations_that_cannot_be_are_refused_and_do_nothing() {
     }
     host.invalidate(&Invalidate { addr: 0, nb_granules: u64::MAX / 4096, ..good }).unwrap();
     assert_eq!(host.fake.take()[0], cache::pasid_iotlb(DomainId(2), pasid), "everything");
+}
+
+#[test]
+fn a_device_forgets_all_pasids_of_a_domain_at_once_only_where_it_can() {
+    let mut host = Host::new();
+    let global = SourceId(0x66);
+    let ats = Ats { global_invalidate: true, ..Ats::default() };
+    host.iommu.add_device(DeviceConfig { ats: Some(ats), ..DeviceConfig::with_sva(global) }).unwrap();
+    let all = Invalidate { granularity: granularity::DOMAIN, flags: 0, ..host.of(cache_type::DEV_IOTLB) };
+    let forget = |host: &mut Host, device| {
+        host.fake.clear();
+        invalidate(&mut host.iommu, &host.pasids, host.set, host.domain, device, &all).unwrap();
+        host.fake.take()
+    };
+    assert_eq!(forget(&mut host, DEVICE), [], "nothing of the domain is there");
+    let table = NestedTable::new(ROOT, 48);
+    let pasids = [0, 5, 9].map(Pasid::truncated);
+    for device in [DEVICE, global] {
+        for pasid in pasids {
+            host.iommu.setup_nested(device, pasid, host.domain, table).unwrap();
+        }
+    }
+    let one = |device, ats, pasid| cache::device_tlb_of_pasid(device, ats, pasid, AddressRange::ALL);
+    assert_eq!(forget(&mut host, DEVICE), pasids.map(|pasid| one(DEVICE, Ats::default(), pasid)));
+    let at_once = cache::global_device_tlb(global, ats, AddressRange::ALL);
+    assert_eq!(forget(&mut host, global), [one(global, ats, Pasid::ZERO), at_once]);
 }
 
 #[test]
@@ -446,6 +490,7 @@ fn the_structure_is_read_as_the_uapi_lays_it_out() {
         hpasid: 0x42,
         gpasid: 0x77,
         vtd_flags: vtd_flag::SRE | vtd_flag::EAFE,
+        wpe: false,
     };
     assert_eq!(BindData::from_bytes(&bytes), Ok(expected));
     assert_eq!(BindData::from_bytes(&bytes[..71]), Err(Error::Size { size: 71, needed: 72 }));

@@ -9,7 +9,7 @@ use crate::cache;
 use crate::context::Ats;
 use crate::fake::{DEVICE, Fake, Mishap, OTHER};
 
-const ATS: Ats = Ats { invalidate_queue_depth: 0, pfsid: SourceId(0) };
+const ATS: Ats = Ats { invalidate_queue_depth: 0, pfsid: SourceId(0), global_invalidate: false };
 
 fn domain(did: u16) -> Descriptor {
     cache::iotlb_domain(DomainId(did))

@@ -63,7 +63,7 @@ fn a_process_that_ends_is_silenced_until_it_is_unbound() {
     let (mut iommu, mut pasids, set, pasid) = system(&fake);
     bind(&mut iommu, &mut pasids, set, DEVICE, pasid, TABLE).unwrap();
     fake.clear();
-    release(&mut iommu, &pasids, pasid).unwrap();
+    release(&mut iommu, &mut pasids, pasid).unwrap();
     assert_eq!(iommu.pasid_entry(DEVICE, pasid), Ok(PasidEntry::new().with_fpd(true)));
     let expected = [
         cache::pasid_cache_pasid(FIRST_STAGE_DID, pasid),
@@ -123,6 +123,33 @@ fn processes_and_guests_do_not_share_a_pasid() {
         Err(Error::NotBound { source_id: OTHER, pasid })
     );
     assert_eq!(invalidate(&mut iommu, &pasids, pasid, AddressRange::ALL, false), other);
-    assert_eq!(release(&mut iommu, &pasids, pasid), other);
+    assert_eq!(release(&mut iommu, &mut pasids, pasid), other);
     nested::release_set(&mut iommu, &mut pasids, set).unwrap();
+}
+
+#[test]
+fn nothing_more_is_bound_for_a_process_that_has_ended() {
+    let fake = Fake::new();
+    let (mut iommu, mut pasids, set, pasid) = system(&fake);
+    bind(&mut iommu, &mut pasids, set, DEVICE, pasid, TABLE).unwrap();
+    release(&mut iommu, &mut pasids, pasid).unwrap();
+    for device in [DEVICE, OTHER] {
+        let ended = Err(Error::ProcessEnded { pasid });
+        assert_eq!(bind(&mut iommu, &mut pasids, set, device, pasid, TABLE), ended, "its table is gone");
+        assert!(!iommu.pasid_entry(device, pasid).unwrap().p());
+    }
+    unbind(&mut iommu, &mut pasids, set, DEVICE, pasid).unwrap();
+    bind(&mut iommu, &mut pasids, set, OTHER, pasid, TABLE).unwrap();
+}
+
+#[test]
+fn a_device_is_bound_at_its_own_unit() {
+    let (here, there) = (Fake::new(), Fake::new());
+    let (mut iommu, mut pasids, set, pasid) = system(&here);
+    let mut other = there.driver();
+    other.remove_device(DEVICE).unwrap();
+    bind(&mut iommu, &mut pasids, set, DEVICE, pasid, TABLE).unwrap();
+    let stranger = Err(Error::NoSuchDevice { source_id: DEVICE });
+    assert_eq!(bind(&mut other, &mut pasids, set, DEVICE, pasid, TABLE), stranger);
+    assert_eq!(pasids.find(None, pasid.get()).unwrap().unwrap().devices()[0].users, 1);
 }
