@@ -2,8 +2,8 @@
 
 //! How a kernel uses vtd-driver: registers by volatile accesses, memory that it maps one to one, an allocator of its own.
 //!
-//! It is linked, not run: `cargo build` here succeeds only as long as neither the driver nor anything below it needs the
-//! standard library.
+//! It is linked, not run: `cargo build --target x86_64-unknown-none` succeeds only as long as neither the driver nor
+//! anything below it needs the standard library, which that target does not have.
 #![no_std]
 #![no_main]
 
@@ -143,62 +143,5 @@ static ALLOCATOR: Bump = Bump;
 fn panic(_: &PanicInfo<'_>) -> ! {
     loop {
         core::hint::spin_loop();
-    }
-}
-
-/// Panics abort, but `alloc` as it comes for a hosted target was built to unwind and names this.
-#[unsafe(no_mangle)]
-extern "C" fn rust_eh_personality() {}
-
-/// What the compiler calls for copies, where no C library brings them.
-mod intrinsics {
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn memcpy(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
-        // SAFETY: the caller keeps memcpy's contract; `rep movsb` copies forwards byte by byte.
-        unsafe {
-            core::arch::asm!("rep movsb", inout("rcx") count => _, inout("rdi") to => _, inout("rsi") from => _)
-        };
-        to
-    }
-
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn memset(to: *mut u8, byte: i32, count: usize) -> *mut u8 {
-        // SAFETY: the caller keeps memset's contract.
-        unsafe {
-            core::arch::asm!("rep stosb", inout("rcx") count => _, inout("rdi") to => _, in("al") byte as u8)
-        };
-        to
-    }
-
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn memmove(to: *mut u8, from: *const u8, count: usize) -> *mut u8 {
-        if (to as usize).wrapping_sub(from as usize) >= count {
-            // SAFETY: a copy forwards never reads what it has written.
-            return unsafe { memcpy(to, from, count) };
-        }
-        for index in (0..count).rev() {
-            // SAFETY: the caller keeps memmove's contract; from the end, nothing is overwritten before it is read.
-            unsafe { core::ptr::write_volatile(to.add(index), core::ptr::read_volatile(from.add(index))) };
-        }
-        to
-    }
-
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn memcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
-        for index in 0..count {
-            // SAFETY: the caller keeps memcmp's contract.
-            let (a, b) =
-                unsafe { (core::ptr::read_volatile(a.add(index)), core::ptr::read_volatile(b.add(index))) };
-            if a != b {
-                return i32::from(a) - i32::from(b);
-            }
-        }
-        0
-    }
-
-    #[unsafe(no_mangle)]
-    unsafe extern "C" fn bcmp(a: *const u8, b: *const u8, count: usize) -> i32 {
-        // SAFETY: the same contract.
-        unsafe { memcmp(a, b, count) }
     }
 }

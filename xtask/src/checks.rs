@@ -22,17 +22,25 @@ pub fn check() -> Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings");
     process::run(&mut doc, RUST)?;
     say::line("the driver half without the standard library");
-    bare("clippy", &["--", "-D", "warnings"])?;
-    bare("build", &[])
+    if process::output(&mut bare("build"), BARE_REMEDY).is_err() {
+        // The target may be missing; a build that fails otherwise fails again below, and says why.
+        let mut install = std::process::Command::new("rustup");
+        process::run(install.args(["target", "add", BARE_TARGET]), BARE_REMEDY)?;
+        process::run(&mut bare("build"), BARE_REMEDY)?;
+    }
+    process::run(bare("clippy").args(["--", "-D", "warnings"]), BARE_REMEDY)
 }
 
-/// Runs cargo on the kernel that is linked without std. The host's own target serves: it is installed everywhere, and
-/// whatever brings std in makes the link fail.
-fn bare(command: &str, arguments: &[&str]) -> Result<()> {
+/// A target without an operating system: there is no std for it.
+const BARE_TARGET: &str = "x86_64-unknown-none";
+const BARE_REMEDY: &str = "install the bare target (rustup target add x86_64-unknown-none)";
+
+/// A cargo command on the kernel that is linked without std.
+fn bare(command: &str) -> std::process::Command {
     let mut cargo = cargo();
     cargo.args([command, "--manifest-path", "bare/Cargo.toml", "--target-dir", "target/bare"]);
-    cargo.args(["--target", "x86_64-unknown-linux-gnu"]).args(arguments);
-    process::run(&mut cargo, RUST)
+    cargo.args(["--target", BARE_TARGET]);
+    cargo
 }
 
 /// The unit and in-process tests of every crate.
