@@ -30,6 +30,15 @@ pub enum Encoding {
 pub struct VirtualCommand<R> {
     registers: R,
     encoding: Encoding,
+    /// The command whose response has not been seen.
+    unanswered: Option<u8>,
+}
+
+/// What VCRSP says once it is not in progress.
+#[derive(Clone, Copy)]
+struct Response {
+    status: u8,
+    result: u64,
 }
 
 impl<R: Registers> VirtualCommand<R> {
@@ -51,7 +60,7 @@ impl<R: Registers> VirtualCommand<R> {
                 capability.pas() || capability.ns()
             }
         };
-        allocates.then_some(Self { registers, encoding })
+        allocates.then_some(Self { registers, encoding, unanswered: None })
     }
 
     /// Allocates a PASID of the host's choice.
@@ -73,43 +82,68 @@ impl<R: Registers> VirtualCommand<R> {
         self.command(COMMAND_FREE_PASID, pasid.get().into()).map(|_| ())
     }
 
-    /// Writes a command and spins until its response is there.
+    /// Writes a command and spins until its response is there. One that was given up is waited for first: the interface
+    /// takes no other before, and a PASID that it allocated after all is given back.
     fn command(&mut self, command: u8, operand: u64) -> Result<u64, Error> {
-        let (register, value, response) = match self.encoding {
+        if let Some(unanswered) = self.unanswered {
+            let late = self.response()?;
+            if let (COMMAND_ALLOCATE_PASID, Ok(pasid)) = (unanswered, self.result(late)) {
+                self.write(COMMAND_FREE_PASID, pasid);
+                self.response()?;
+            }
+        }
+        self.write(command, operand);
+        let response = self.response()?;
+        self.result(response)
+    }
+
+    fn write(&mut self, command: u8, operand: u64) {
+        let (register, value) = match self.encoding {
             Encoding::Early => {
                 let value = early::VirtualCommand::new().with_cmd(command).with_op(operand);
-                (early::VCMD, value.into_bits(), early::VCRSP)
+                (early::VCMD, value.into_bits())
             }
             Encoding::Final => {
                 let value = r#final::VirtualCommand::new().with_cmd(command).with_op(operand);
-                (r#final::VCMD, value.into_bits(), r#final::VCRSP)
+                (r#final::VCMD, value.into_bits())
             }
         };
         self.registers.write64(register, value);
+        self.unanswered = Some(command);
+    }
+
+    /// The response to what was written last.
+    fn response(&mut self) -> Result<Response, Error> {
         let mut polls = 0;
         loop {
-            let value = self.registers.read64(response);
             let (in_progress, status, result) = match self.encoding {
                 Encoding::Early => {
+                    let value = self.registers.read64(early::VCRSP);
                     let response = early::VirtualCommandResponse::from_bits(value);
                     (response.ip(), response.sc(), response.rslt())
                 }
                 Encoding::Final => {
+                    let value = self.registers.read64(r#final::VCRSP);
                     let response = r#final::VirtualCommandResponse::from_bits(value);
                     (response.ip(), response.sc(), response.rslt())
                 }
             };
             if !in_progress {
-                return match status {
-                    STATUS_SUCCESS => Ok(result),
-                    status if self.says_no_pasid(status) => Err(Error::VirtualCommandNoPasid),
-                    status => Err(Error::VirtualCommand { status }),
-                };
+                self.unanswered = None;
+                return Ok(Response { status, result });
             }
             if !self.registers.relax(polls) {
                 return Err(Error::VirtualCommandTimeout);
             }
             polls += 1;
+        }
+    }
+
+    fn result(&self, response: Response) -> Result<u64, Error> {
+        match response.status {
+            STATUS_SUCCESS => Ok(response.result),
+            status if self.says_no_pasid(status) => Err(Error::VirtualCommandNoPasid),
+            status => Err(Error::VirtualCommand { status }),
         }
     }
 

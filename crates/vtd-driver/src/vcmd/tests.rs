@@ -67,6 +67,25 @@ fn status_codes_are_told_apart() {
 }
 
 #[test]
+fn an_answer_that_comes_too_late_is_not_taken_for_the_next() {
+    for encoding in ENCODINGS {
+        let fake = fake(encoding);
+        let (command, response, shift) = layout(encoding);
+        let mut interface = VirtualCommand::discover(fake.clone(), encoding).unwrap();
+        fake.clear();
+        fake.set(response, 1);
+        assert_eq!(interface.allocate(), Err(Error::VirtualCommandTimeout));
+        assert_eq!(fake.take_writes(), [(command, 8, 1)]);
+        assert_eq!(interface.free(Pasid::truncated(7)), Err(Error::VirtualCommandTimeout));
+        assert_eq!(fake.take_writes(), [], "not while one is in progress");
+        // The first one's PASID, then the answers to its return and to what is asked for.
+        fake.state().script.insert(response, vec![0x55 << shift, 0, 0x66 << shift].into());
+        assert_eq!(interface.allocate(), Ok(Pasid::truncated(0x66)));
+        assert_eq!(fake.take_writes(), [(command, 8, 1 << 1 | 0x55 << shift), (command, 8, 1)]);
+    }
+}
+
+#[test]
 fn the_interface_is_looked_for_only_where_the_unit_has_it_and_once() {
     let (cap, ecap) = capabilities();
     for encoding in ENCODINGS {
