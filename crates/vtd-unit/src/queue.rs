@@ -7,7 +7,7 @@
 //! long and however hostile, holds a virtual processor. Execution is serial, which satisfies every ordering rule: when
 //! a wait descriptor is reached, each invalidation before it has drained the accesses it concerns.
 
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::descriptors::{
@@ -23,6 +23,7 @@ use crate::endpoint::{DeviceTlbInvalidation, PageGroupResponse};
 use crate::function::Function;
 use crate::memory::{load_u64, store_u32};
 use crate::notify::Message;
+use crate::registers::invalidation::Command;
 use crate::registers::{Event, Registers};
 use crate::unit::Core;
 
@@ -31,8 +32,10 @@ const DOORBELL_BUDGET: usize = 128;
 
 /// What a worker finds when it looks for the next descriptor.
 enum Next {
-    /// Nothing more to do; the queue is released.
-    Idle,
+    /// Nothing more to do; the queue is released. With the message that the last time-out is due.
+    Idle(Option<Message>),
+    /// A command of an invalidation register.
+    Register(Command),
     /// A descriptor in the queue as it was enabled the `epoch`-th time.
     Fetch { address: u64, width: DescriptorWidth, mode: TranslationTableMode, epoch: u64, following: u64 },
     /// The queue's registers are wrong.
@@ -57,8 +60,12 @@ fn concerns_many(descriptor: &Descriptor) -> bool {
     }
 }
 
-/// An invalidation time-out that the next wait descriptor will report.
-type TimeOut = Option<SourceId>;
+/// An invalidation time-out that the next wait descriptor will report, unless the queue is disabled before.
+#[derive(Clone, Copy)]
+struct TimeOut {
+    epoch: u64,
+    source_id: SourceId,
+}
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
     /// Works off the queue for a processor that rang the doorbell. The caller has claimed the queue.
@@ -73,27 +80,33 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             while !core.run_queue(Worker::Thread, &mut time_out) {}
         };
         if let Err(error) = std::thread::Builder::new().name("vtd-queue".into()).spawn(rest) {
-            tracing::warn!(%error, "no thread for the invalidation queue: it is worked off on the processor");
+            static TOLD: Once = Once::new();
+            TOLD.call_once(|| {
+                tracing::warn!(%error, "no thread for the invalidation queue: it is worked off on the processor");
+            });
             while !self.run_queue(Worker::Thread, &mut time_out) {}
         }
     }
 
     /// Works off the queue, a processor only what is bounded; true when it was left empty or stopped, and released.
-    fn run_queue(&self, worker: Worker, time_out: &mut TimeOut) -> bool {
+    fn run_queue(&self, worker: Worker, time_out: &mut Option<TimeOut>) -> bool {
         let on_processor = worker == Worker::Processor;
         let observed = self.observer().is_some();
         for _ in 0..if on_processor { DOORBELL_BUDGET } else { usize::MAX } {
-            let next = self.registers().next_descriptor();
+            let next = self.registers().next_descriptor(time_out);
             match next {
-                Next::Idle => {
-                    return match time_out.take() {
-                        None => true,
-                        // No wait followed: the time-out is seen all the same.
-                        Some(source_id) => {
-                            self.invalidation_time_out(source_id);
-                            true
+                Next::Idle(message) => {
+                    self.send(message);
+                    return true;
+                }
+                Next::Register(command) => {
+                    if let Some(descriptor) = &command.descriptor {
+                        if on_processor && observed && concerns_many(descriptor) {
+                            return false;
                         }
-                    };
+                        self.invalidate_at_once(descriptor);
+                    }
+                    self.registers().finish_register_invalidation(&command);
                 }
                 Next::Error(error) => self.queue_error(error, None),
                 Next::Fetch { address, width, mode, epoch, following } => {
@@ -104,7 +117,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                         }
                         Ok(descriptor) => {
                             if self.registers().advance(epoch, following) {
-                                self.execute(&descriptor, time_out);
+                                self.execute(&descriptor, epoch, time_out);
                                 self.tell_observer(&descriptor);
                             }
                         }
@@ -114,6 +127,16 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             }
         }
         false
+    }
+
+    /// Carries out a command of an invalidation register, which no wait descriptor follows.
+    fn invalidate_at_once(&self, descriptor: &Descriptor) {
+        // Of context cache and IOTLB: these do not time out.
+        self.execute(descriptor, 0, &mut None);
+        self.tell_observer(descriptor);
+        if let Some(observer) = self.observer() {
+            observer.complete(false);
+        }
     }
 
     fn fetch(
@@ -130,7 +153,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         Descriptor::decode_in(mode, qwords, width, &self.capabilities)
     }
 
-    fn execute(&self, descriptor: &Descriptor, time_out: &mut TimeOut) {
+    fn execute(&self, descriptor: &Descriptor, epoch: u64, time_out: &mut Option<TimeOut>) {
         match descriptor {
             Descriptor::ContextCache(context) => self.each_function(|function| {
                 // The context cache is not tagged with domains in scalable mode. [S 6.5.2.1]
@@ -165,12 +188,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             }),
             Descriptor::DeviceTlb(device) => {
                 let invalidation = DeviceTlbInvalidation { pasid: None, global: false, range: device.range };
-                self.invalidate_device(device.sid, invalidation, time_out);
+                self.invalidate_device(device.sid, invalidation, epoch, time_out);
             }
             Descriptor::PasidDeviceTlb(device) => {
                 let (pasid, global) = (Some(device.pasid), device.gi);
                 let invalidation = DeviceTlbInvalidation { pasid, global, range: device.range };
-                self.invalidate_device(device.sid, invalidation, time_out);
+                self.invalidate_device(device.sid, invalidation, epoch, time_out);
             }
             Descriptor::PageGroupResponse(response) => {
                 // A response to a function that is gone, or to no request, is discarded.
@@ -186,10 +209,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             Descriptor::InterruptEntryCache(_) => drop(self.interrupts_mut()),
             // No unit here has host permission tables: the type does not decode.
             Descriptor::HptCache(_) => {}
-            Descriptor::Wait(wait) => match time_out.take() {
+            Descriptor::Wait(wait) => match time_out.take().filter(|time_out| time_out.epoch == epoch) {
                 // Waits that a time-out catches pending are aborted: no status, no interrupt. [S 6.5.2.11]
-                Some(source_id) => self.invalidation_time_out(source_id),
-                None => self.complete_wait(wait),
+                Some(time_out) => {
+                    let message = self.registers().invalidation_time_out(&time_out);
+                    self.send(message);
+                }
+                None => self.complete_wait(wait, epoch),
             },
         }
     }
@@ -218,10 +244,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         &self,
         source_id: SourceId,
         invalidation: DeviceTlbInvalidation,
-        time_out: &mut TimeOut,
+        epoch: u64,
+        time_out: &mut Option<TimeOut>,
     ) {
         let Some(function) = self.function(source_id) else {
-            time_out.get_or_insert(source_id);
+            if time_out.as_ref().is_none_or(|time_out| time_out.epoch != epoch) {
+                *time_out = Some(TimeOut { epoch, source_id });
+            }
             return;
         };
         let scope = if invalidation.global { None } else { Some(invalidation.pasid) };
@@ -230,18 +259,24 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
     }
 
     /// All before a wait has been carried out, page requests received before it are in their queue. \[S 6.5.2.8\]
-    fn complete_wait(&self, wait: &Wait) {
+    fn complete_wait(&self, wait: &Wait, epoch: u64) {
         if let Some(observer) = self.observer() {
             observer.complete(wait.pd);
         }
-        let address = wait.status_address & self.capabilities.max_host_address();
-        if wait.sw && store_u32(&*self.memory, address, wait.status_data).is_err() {
-            tracing::debug!(address, "wait descriptor: no memory at the status address");
-        }
-        if wait.interrupt {
-            let message = self.registers().complete_invalidation();
-            self.send(message);
-        }
+        let message = {
+            let mut registers = self.registers();
+            // Whoever has disabled the queue may use the status address for something else.
+            if registers.queue_epoch != epoch {
+                return;
+            }
+            let address = wait.status_address & self.capabilities.max_host_address();
+            if wait.sw {
+                // A status that has no memory to go to is lost.
+                let _ = store_u32(&*self.memory, address, wait.status_data);
+            }
+            if wait.interrupt { registers.complete_invalidation() } else { None }
+        };
+        self.send(message);
     }
 
     fn queue_error(&self, error: QueueError, epoch: Option<u64>) {
@@ -256,27 +291,16 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         };
         self.send(message);
     }
-
-    /// A function has not answered a device-TLB invalidation. \[S 6.5.2.11\]
-    fn invalidation_time_out(&self, source_id: SourceId) {
-        let message = {
-            let mut registers = self.registers();
-            if !registers.fault_status().ite() {
-                let record = registers.queue_error().with_itesid(source_id.0);
-                registers.set_queue_error(record);
-            }
-            registers.raise_fault_condition(|status| status.with_ite(true))
-        };
-        self.send(message);
-    }
 }
 
 impl Registers {
     /// The next descriptor; releases the queue where there is none.
-    fn next_descriptor(&mut self) -> Next {
+    fn next_descriptor(&mut self, time_out: &mut Option<TimeOut>) -> Next {
+        if let Some(command) = self.pending_register_invalidation() {
+            return Next::Register(command);
+        }
         if !self.status().qies() || !self.queue_has_work() {
-            self.queue_running = false;
-            return Next::Idle;
+            return self.release_queue(time_out);
         }
         let queue = self.queue_address();
         let mode = self.root_table.ttm();
@@ -291,12 +315,30 @@ impl Registers {
         let head = (self.get64(offset::IQH) & !(width.bytes() as u64 - 1)) % queue.size();
         if head == self.get64(offset::IQT) {
             self.set64(offset::IQH, head);
-            self.queue_running = false;
-            return Next::Idle;
+            return self.release_queue(time_out);
         }
         let following = (head + width.bytes() as u64) % queue.size();
         let address = queue.iqa().wrapping_add(head);
         Next::Fetch { address, width, mode, epoch: self.queue_epoch, following }
+    }
+
+    fn release_queue(&mut self, time_out: &mut Option<TimeOut>) -> Next {
+        self.queue_running = false;
+        // No wait followed: the time-out is seen all the same.
+        Next::Idle(time_out.take().and_then(|time_out| self.invalidation_time_out(&time_out)))
+    }
+
+    /// A function has not answered a device-TLB invalidation. \[S 6.5.2.11\]
+    #[must_use]
+    fn invalidation_time_out(&mut self, time_out: &TimeOut) -> Option<Message> {
+        if time_out.epoch != self.queue_epoch {
+            return None;
+        }
+        if !self.fault_status().ite() {
+            let record = self.queue_error().with_itesid(time_out.source_id.0);
+            self.set_queue_error(record);
+        }
+        self.raise_fault_condition(|status| status.with_ite(true))
     }
 
     /// The descriptor at the head is valid: moves past it, unless the queue was disabled meanwhile.

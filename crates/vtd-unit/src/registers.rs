@@ -3,6 +3,8 @@
 //! The register page: what software reads and writes, by the attribute of each bit. What a write sets off beyond
 //! its own bits is returned as [`Effects`] and carried out by the unit, with no lock of the page held.
 
+pub(crate) mod invalidation;
+
 use vtd_spec::registers::offset;
 use vtd_spec::{
     Capabilities, EventControl, FaultStatus, GlobalStatus, InvalidationQueueAddress, RootTableAddress,
@@ -55,6 +57,8 @@ pub(crate) struct Registers {
     writable: Box<[u32; DWORDS]>,
     /// Bits that software clears by writing 1.
     clearable: Box<[u32; DWORDS]>,
+    /// Bits that read as 0 whatever was written.
+    write_only: Box<[u32; DWORDS]>,
     pub(crate) capabilities: Capabilities,
     /// First fault recording register and how many there are.
     pub(crate) fault_records: (u64, u16),
@@ -81,6 +85,7 @@ impl Registers {
             values: Box::new([0; DWORDS]),
             writable: Box::new([0; DWORDS]),
             clearable: Box::new([0; DWORDS]),
+            write_only: Box::new([0; DWORDS]),
             capabilities,
             fault_records: (u64::from(capabilities.cap.fro()) * 16, u16::from(capabilities.cap.nfr()) + 1),
             fault_index: 0,
@@ -102,6 +107,7 @@ impl Registers {
         // Addresses above the host address width are stored as written: what uses them finds no memory there.
         const PAGE_ADDRESS: u64 = !0xfff;
         self.writable64(offset::RTADDR, PAGE_ADDRESS | 0xc00 | if ecap.ssirws() { 0x80 } else { 0 });
+        self.register_invalidation_attributes();
         self.clearable32(offset::FSTS, 0x71);
         self.event(Event::Fault);
         let (base, count) = self.fault_records;
@@ -144,9 +150,14 @@ impl Registers {
         self.writable[index(offset)] |= mask;
     }
 
-    fn writable64(&mut self, offset: u64, mask: u64) {
+    pub(crate) fn writable64(&mut self, offset: u64, mask: u64) {
         self.writable32(offset, mask as u32);
         self.writable32(offset + 4, (mask >> 32) as u32);
+    }
+
+    pub(crate) fn write_only64(&mut self, offset: u64, mask: u64) {
+        self.write_only[index(offset)] |= mask as u32;
+        self.write_only[index(offset + 4)] |= (mask >> 32) as u32;
     }
 
     fn clearable32(&mut self, offset: u64, mask: u32) {
@@ -216,7 +227,8 @@ impl Registers {
     pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
         data.fill(0);
         for (byte, at) in data.iter_mut().zip(offset..PAGE_BYTES) {
-            *byte = (self.values[index(at)] >> (8 * (at % 4))) as u8;
+            let readable = self.values[index(at)] & !self.write_only[index(at)];
+            *byte = (readable >> (8 * (at % 4))) as u8;
         }
     }
 
@@ -264,12 +276,14 @@ impl Registers {
             offset::FECTL => effects.messages.extend(self.unmasked(Event::Fault, old)),
             offset::IECTL => effects.messages.extend(self.unmasked(Event::InvalidationCompletion, old)),
             offset::PECTL => effects.messages.extend(self.unmasked(Event::PageRequest, old)),
-            // Register-based invalidation serves legacy mode only; in scalable mode it completes at once and reports
-            // that nothing was invalidated. [S 11.4.5, 11.4.6.1]
             _ if Some(at) == self.virtual_command_offset() => {
                 effects.virtual_command = self.start_virtual_command();
             }
             _ => {
+                if let Some(register) = self.invalidation_register_at(at).filter(|_| value >> 31 != 0) {
+                    self.start_register_invalidation(register);
+                    effects.run_queue |= self.claim_queue();
+                }
                 let (base, count) = self.fault_records;
                 if (base..base + u64::from(count) * 16).contains(&at) {
                     self.settle_fault_event();
@@ -278,9 +292,12 @@ impl Registers {
         }
     }
 
-    /// Whether the caller is to process the invalidation queue: it is enabled, and nobody does it yet.
+    /// Whether the caller is to process the invalidation queue, or a command of an invalidation register: there is
+    /// something to do, and nobody does it yet.
     pub(crate) fn claim_queue(&mut self) -> bool {
-        let claimed = self.status().qies() && !self.queue_running && self.queue_has_work();
+        let work =
+            self.status().qies() && self.queue_has_work() || self.pending_register_invalidation().is_some();
+        let claimed = !self.queue_running && work;
         self.queue_running |= claimed;
         claimed
     }

@@ -178,15 +178,14 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
         }
     }
 
-    /// Carries out a write of GCMD, bit by bit in a fixed order; returns whether the queue is to be run.
-    /// \[S 11.4.4\]
+    /// Carries out a write of GCMD, bit by bit in a fixed order; returns whether the queue is to be run. GSTS tells of a
+    /// change when it is in effect and what it concerns has drained. \[S 11.4.4\]
     fn command(&self, command: GlobalCommand) -> bool {
         let core = &self.core;
         let (run_queue, remap) = {
             let mut registers = core.registers();
             let mut status = registers.status();
             let ecap = registers.capabilities.ecap;
-            let mut remap = false;
             if ecap.qi() && command.qie() != status.qies() {
                 status = status.with_qies(command.qie());
                 registers.queue_epoch += 1;
@@ -195,22 +194,20 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
             if command.srtp() {
                 registers.root_table = RootTableAddress::from_bits(registers.get64(offset::RTADDR));
                 status = status.with_rtps(false);
-                remap = true;
             }
             if ecap.ir() {
                 if command.sirtp() {
                     let table = InterruptRemapTableAddress::from_bits(registers.get64(offset::IRTA));
                     registers.interrupts.table = table;
-                    status = status.with_irtps(true);
+                    status = status.with_irtps(false);
                 }
                 registers.interrupts.enabled = command.ire();
                 registers.interrupts.compatibility = command.cfi();
-                status = status.with_ires(command.ire()).with_cfis(command.cfi());
             }
-            remap |= command.te() != status.tes();
+            let remap = command.srtp() || command.te() != status.tes();
             registers.set_status(status);
             registers.enable_remapping = command.te();
-            if !command.te() && !command.ire() {
+            if !command.te() && !registers.interrupts.enabled {
                 registers.fault_index = 0;
             }
             (registers.claim_queue(), remap)
@@ -225,11 +222,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
             }
         }
         let mut registers = core.registers();
-        let mut status = registers.status();
-        if command.srtp() {
-            status = status.with_rtps(true);
-        }
-        status = status.with_tes(registers.enable_remapping);
+        let (before, interrupts) = (registers.status(), registers.interrupts);
+        let status = before
+            .with_rtps(before.rtps() || command.srtp())
+            .with_tes(registers.enable_remapping)
+            .with_irtps(before.irtps() || command.sirtp() && core.capabilities.ecap.ir())
+            .with_ires(interrupts.enabled)
+            .with_cfis(interrupts.compatibility);
         registers.set_status(status);
         run_queue
     }
@@ -295,7 +294,18 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
 
     /// Puts the unit back to its state after power-up, with the functions it has: for a machine that is reset.
     pub fn reset(&self) {
-        self.core.registers().reset(true);
+        self.start_over(true);
+    }
+
+    /// As [`reset`](Self::reset), but for a machine that kept its power: what the unit has recorded of faults, queue errors
+    /// and completions (the sticky bits of FSTS, the fault records, ICS, IQERCD and PRS) is still there for whoever
+    /// boots next. \[S 11.2\]
+    pub fn warm_reset(&self) {
+        self.start_over(false);
+    }
+
+    fn start_over(&self, power_up: bool) {
+        self.core.registers().reset(power_up);
         self.core.apply_remapping();
         self.core.apply_interrupt_remapping();
         if let Some(observer) = self.core.observer() {

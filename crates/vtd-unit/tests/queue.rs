@@ -18,7 +18,9 @@ use vm_memory::{Bytes, GuestAddress};
 use vtd_spec::descriptors::{InterruptEntryCache, InterruptGranularity, IotlbGranularity, Wait};
 use vtd_spec::registers::offset;
 use vtd_spec::{AddressRange, Descriptor, DomainId, Pasid, PasidGranularTranslationType, SourceId};
-use vtd_unit::{DeviceTlbInvalidation, EndpointSink, Message, PageGroupResponse, Requester, UnitConfig};
+use vtd_unit::{
+    DeviceTlbInvalidation, EndpointSink, Message, Observer, PageGroupResponse, Requester, UnitConfig,
+};
 
 const PASID: Pasid = Pasid::truncated(0x42);
 const STATUS: u64 = WAIT_STATUS + 0x100;
@@ -755,5 +757,71 @@ mod doorbell {
         eventually("the new queue's wait", || status(&guest) == 7);
         assert_eq!(guest.read64(offset::IQH), 32);
         assert_eq!(gate.heard(), PASS + 1, "nothing more of the old queue");
+    }
+
+    /// What a queue owed when it was disabled is owed no more: neither the status nor the abort of a time-out.
+    #[test]
+    fn a_time_out_of_a_disabled_queue_does_not_stop_the_next_one() {
+        const GATED: SourceId = SourceId::new(0, 0x10, 0);
+        let guest = Guest::new();
+        let gate = Arc::new(Gate::default());
+        *gate.heard.lock().unwrap() = PASS;
+        guest.unit.endpoint(GATED, Arc::clone(&gate) as Arc<dyn EndpointSink>);
+        guest.queue(&device_tlb(MISSING, AddressRange::ALL));
+        guest.queue(&device_tlb(GATED, AddressRange::ALL));
+        std::thread::scope(|scope| {
+            scope.spawn(|| guest.ring());
+            eventually("the gate", || gate.heard() == PASS + 1);
+            guest.command_off(1 << 26);
+            guest.restart_queue();
+            guest.queue(&wait(STATUS, 7));
+            guest.ring();
+            gate.open();
+            eventually("the new queue's wait", || status(&guest) == 7);
+        });
+        assert_eq!((guest.read32(offset::FSTS), guest.read64(offset::IQERCD)), (0, 0));
+    }
+
+    /// Holds each wait descriptor just before it completes.
+    struct Hold(Arc<Gate>);
+
+    impl Observer for Hold {
+        fn invalidated(&self, _: &Descriptor) {}
+
+        fn complete(&self, _: bool) {
+            self.0.device_tlb_invalidation(DeviceTlbInvalidation {
+                pasid: None,
+                global: false,
+                range: AddressRange::ALL,
+            });
+        }
+
+        fn remapping_changed(&self) {}
+    }
+
+    #[test]
+    fn a_wait_of_a_disabled_queue_writes_nothing() {
+        for reset in [false, true] {
+            let guest = Guest::new();
+            let gate = Arc::new(Gate::default());
+            *gate.heard.lock().unwrap() = PASS;
+            let observer: Arc<dyn Observer> = Arc::new(Hold(Arc::clone(&gate)));
+            assert!(guest.unit.set_observer(&observer));
+            let both =
+                Wait { interrupt: true, sw: true, status_data: 7, status_address: STATUS, ..Wait::default() };
+            guest.queue(&Descriptor::Wait(both));
+            std::thread::scope(|scope| {
+                scope.spawn(|| guest.ring());
+                eventually("the gate", || gate.heard() == PASS + 1);
+                if reset {
+                    guest.unit.reset();
+                } else {
+                    guest.command_off(1 << 26);
+                }
+                assert_eq!(guest.read32(offset::GSTS) & 1 << 26, 0);
+                gate.open();
+            });
+            assert_eq!((status(&guest), guest.read32(offset::ICS)), (0, 0), "reset: {reset}");
+        }
     }
 }

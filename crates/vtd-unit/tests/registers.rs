@@ -17,11 +17,20 @@ use vtd_unit::{DmaError, Message, PageRequest, Requester, Unit, UnitConfig};
 
 const PAGE: u64 = Unit::<Memory>::REGISTER_BYTES;
 
-/// How the bits of one doubleword behave. Those in neither mask are read-only.
+/// How the bits of one doubleword behave. Those that are not `writable` are read-only; what is write-only, or written 1
+/// to clear, reads 0 here too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Rule {
     writable: u32,
     reset: u32,
+}
+
+/// The upper halves of CCMD and of the IOTLB register: a one in bit 31 is a command, see `register_invalidation.rs`.
+const INVALIDATION_COMMANDS: [u64; 2] = [0x2c, 0xf0c];
+
+/// Whether writing anything at all to these bytes starts a command.
+fn starts_commands(at: u64, bytes: u64) -> bool {
+    INVALIDATION_COMMANDS.into_iter().chain([offset::GCMD]).any(|command| (at..at + bytes).contains(&command))
 }
 
 /// The rules of the reference, section A.1, for a unit with interrupt remapping and page requests or without.
@@ -40,6 +49,8 @@ fn rule(at: u64, config: &UnitConfig) -> Rule {
         // RTADDR: RTA, TTM.
         0x20 => rw(0xffff_fc00),
         0x24 => rw(!0),
+        // CCMD: DID; SID is write-only.
+        0x28 => rw(0xffff),
         0x38 | 0xa0 => control,
         0x3c | 0xa4 => rw(0xffff),
         0x40 | 0xa8 => rw(!3),
@@ -107,7 +118,7 @@ fn after_writing(value: u32, config: &UnitConfig) -> Vec<u32> {
 fn each_doubleword_takes_exactly_its_writable_bits_and_nothing_leaks() {
     for config in configs() {
         let guest = Guest::powered_up(&config);
-        for at in (0..PAGE).step_by(4).filter(|at| *at != offset::GCMD) {
+        for at in (0..PAGE).step_by(4).filter(|at| !starts_commands(*at, 4)) {
             let before = page(&guest);
             for value in [!0, 0x5555_5555, 0xaaaa_aaaa, 0] {
                 guest.write32(at, value);
@@ -126,7 +137,7 @@ fn quadwords_are_their_two_halves_everywhere() {
         for value in [!0u64, 0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210] {
             let guest = Guest::powered_up(&config);
             // Offsets that are only doubleword aligned too: QEMU once aborted on the upper half of a register.
-            for at in (0..=PAGE - 8).step_by(4).filter(|at| !(0x14..=0x18).contains(at)) {
+            for at in (0..=PAGE - 8).step_by(4).filter(|at| !starts_commands(*at, 8)) {
                 let before = page(&guest);
                 guest.write64(at, value);
                 let mut expected = before.clone();
@@ -198,7 +209,7 @@ fn reads_of_any_size_see_the_bytes_of_the_page_and_zeros_behind_it() {
 fn written_registers_survive_writes_of_the_others() {
     let config = UnitConfig::from_str("ir=on").unwrap();
     let guest = Guest::powered_up(&config);
-    for at in (0..PAGE).step_by(4).filter(|at| *at != offset::GCMD) {
+    for at in (0..PAGE).step_by(4).filter(|at| !starts_commands(*at, 4)) {
         guest.write32(at, 0xa5a5_a5a5);
     }
     assert_eq!(page(&guest), after_writing(0xa5a5_a5a5, &config));
@@ -248,6 +259,60 @@ fn commands_are_persistent_or_one_shot_as_specified() {
             assert_eq!(guest.read32(offset::GCMD), 0, "GCMD is write-only");
         }
     }
+}
+
+/// RW1CS and ROS bits are lost with the power only. [S 11.2]
+#[test]
+fn sticky_bits_survive_a_reset_that_keeps_the_power() {
+    let guest = Guest::new();
+    let (other, _) = guest.endpoint_at(vtd_spec::SourceId::new(0, 9, 0));
+    guest.bind(Pasid::ZERO);
+    other.read(Guest::with_pasid(pasid(9)), 0x1000, &mut [0]).unwrap_err();
+    guest.endpoint.unsolicited_invalidation_completion();
+    guest.submit(&Descriptor::Wait(Wait { interrupt: true, ..Wait::default() }));
+    let request = PageRequest {
+        requester: Requester::default(),
+        address: 0x1000,
+        read: true,
+        write: false,
+        last: true,
+        group: 0,
+    };
+    guest.endpoint.page_request(request);
+    guest.write64(offset::PQH, guest.read64(offset::PQT) + 32);
+    guest.endpoint.page_request(request);
+    guest.queue_qwords([0xf, 0, 0, 0]);
+    guest.ring();
+    let sticky = || {
+        let record = 0x220;
+        [offset::FSTS, offset::ICS, offset::PRS, record, record + 4, record + 8, record + 12]
+            .map(|at| u64::from(guest.read32(at)))
+            .into_iter()
+            .chain([guest.read64(offset::IQERCD)])
+            .collect::<Vec<_>>()
+    };
+    let before = sticky();
+    assert_eq!(before[..3], [0x32, 1, 3], "PPF, IQE and ICE; IWC; PPR and PRO");
+    assert_ne!((before[6] >> 31, before[7]), (0, 0));
+    guest.unit.warm_reset();
+    assert_eq!(sticky(), before);
+    // All else is as after power-up, and the bits are cleared as ever.
+    let config = UnitConfig::default();
+    for (index, value) in page(&guest).into_iter().enumerate() {
+        let at = index as u64 * 4;
+        let is_sticky = [offset::FSTS, offset::ICS, offset::PRS, offset::IQERCD, offset::IQERCD + 4]
+            .contains(&at)
+            || (0x220..0x230).contains(&at);
+        assert!(is_sticky || value == rule(at, &config).reset, "{at:#x}: {value:#x}");
+    }
+    assert_eq!(guest.take_faults().len(), 1);
+    guest.write32(offset::FSTS, 0x71);
+    guest.write32(offset::ICS, 1);
+    guest.write32(offset::PRS, 3);
+    assert_eq!(sticky()[..3], [0, 0, 0]);
+    other.read(Guest::with_pasid(pasid(9)), 0x1000, &mut [0]).unwrap();
+    guest.unit.reset();
+    assert_eq!(sticky(), [0; 8]);
 }
 
 #[test]
