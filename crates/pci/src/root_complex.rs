@@ -293,3 +293,37 @@ fn segments(decoded: &[BarRanges]) -> Vec<Segment> {
     }
     segments
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn each_address_belongs_to_the_first_range_that_has_it(
+            places in prop::collection::vec((0_u8..4, 0..BAR_COUNT, 0_u32..5, 0_u64..64, any::<bool>()), 0..12),
+        ) {
+            let mut decoded = vec![[None; BAR_COUNT]; 4];
+            for (devfn, bar, shift, place, high) in places {
+                let size = 1 << shift;
+                // At both ends of the address space.
+                let base = if high { (u64::MAX - place) & !(size - 1) } else { place & !(size - 1) };
+                decoded[usize::from(devfn)][bar] = Some(BarRange { bar, base, size });
+            }
+            let segments = segments(&decoded);
+            for pair in segments.windows(2) {
+                prop_assert!(pair[0].last < pair[1].first);
+            }
+            for address in (0..80).chain(u64::MAX - 80..=u64::MAX) {
+                let has = |range: &BarRange| range.base <= address && address <= range.last();
+                let owner = (0_u8..).zip(&decoded).find_map(|(devfn, bars)| {
+                    Some((devfn, *bars.iter().flatten().find(|range| has(range))?))
+                });
+                let found = segments.iter().find(|segment| segment.first <= address && address <= segment.last);
+                prop_assert_eq!(found.map(|segment| (segment.devfn, segment.range)), owner, "{:#x}", address);
+            }
+        }
+    }
+}

@@ -228,16 +228,14 @@ impl Machine {
 
     pub fn invalidate(&self, descriptors: &[Descriptor]) {
         let wait = Wait { sw: true, status_data: 2, status_address: STATUS, ..Wait::default() };
+        // One at a time: there is one tail, and one status.
+        let mut tail = self.tail.lock().unwrap();
         self.store(STATUS, 1);
-        let tail = {
-            let mut tail = self.tail.lock().unwrap();
-            for descriptor in descriptors.iter().chain([&Descriptor::Wait(wait)]) {
-                self.store_all(QUEUE + *tail, &descriptor.encode());
-                *tail = (*tail + 32) % (PAGE << 2);
-            }
-            *tail
-        };
-        self.write_unit(offset::IQT, tail);
+        for descriptor in descriptors.iter().chain([&Descriptor::Wait(wait)]) {
+            self.store_all(QUEUE + *tail, &descriptor.encode());
+            *tail = (*tail + 32) % (PAGE << 2);
+        }
+        self.write_unit(offset::IQT, *tail);
         let end = Instant::now() + PATIENCE;
         while self.load(STATUS) as u32 != 2 {
             assert!(Instant::now() < end, "the invalidation does not end");

@@ -4,5 +4,6 @@
 //! process that it knows by PASID. The test is the guest: driver, page tables and page fault handler.
 
 mod function;
+mod hostile;
 mod machine;
 mod memory;
