@@ -24,7 +24,7 @@ use crate::registers::Registers;
 /// What the platform decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Host address width in bits, as the DMAR table reports it. \[S 8.1\]
+    /// Host address width in bits, as the DMAR table reports it, 52 at the most. \[S 8.1\]
     pub haw: u8,
     /// The message that says faults are pending.
     pub fault_interrupt: MsiMessage,
@@ -76,7 +76,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         let capabilities = Capabilities {
             cap: Capability::from_bits(cap),
             ecap: ExtendedCapability::from_bits(ecap),
-            haw: config.haw,
+            // No format has room for more.
+            haw: config.haw.min(52),
         };
         check(&capabilities, &config)?;
         registers.read32(offset::VER);

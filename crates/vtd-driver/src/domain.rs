@@ -260,7 +260,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     /// # Errors
     ///
     /// [`Error::NoSuchDomain`], [`Error::Misaligned`], [`Error::OutOfRange`], [`Error::AlreadyMapped`],
-    /// [`Error::OutOfMemory`]; nothing of the range is mapped then. The queue's.
+    /// [`Error::OutOfMemory`]; nothing of the range is mapped then. With the queue's errors it is mapped, but the unit may
+    /// not know it yet.
     pub fn map(
         &mut self,
         domain: DomainHandle,

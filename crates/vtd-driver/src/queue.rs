@@ -175,7 +175,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Returns the place in the batch; `None` for a descriptor of an earlier batch, which was given up.
     fn repair(&self, first: u32, count: u32) -> Result<Option<(usize, Option<QueueError>)>, Error> {
         let reason = QueueErrorRecord::from_bits(self.registers.read64(offset::IQERCD)).error();
-        let head = self.registers.read64(offset::IQH) as u32 >> 5;
+        let head = self.head();
         let behind = (self.queue.next + ENTRIES - head) % ENTRIES;
         let of_descriptor = matches!(
             reason,
@@ -195,6 +195,11 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         }
     }
 
+    /// The entry that the unit fetches next; one of the queue's, whatever the register says (all ones once the unit is gone).
+    fn head(&self) -> u32 {
+        (self.registers.read64(offset::IQH) as u32 >> 5) % ENTRIES
+    }
+
     fn clear_fault(&self, bits: FaultStatus) {
         self.registers.write32(offset::FSTS, bits.into_bits());
     }
@@ -203,9 +208,16 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     fn await_space(&mut self, count: u32) -> Result<(), Error> {
         let mut polls = 0;
         while self.queue.outstanding + count >= ENTRIES {
-            let head = self.registers.read64(offset::IQH) as u32 >> 5;
+            let head = self.head();
             self.queue.outstanding = (self.queue.next + ENTRIES - head) % ENTRIES;
             if self.queue.outstanding + count >= ENTRIES {
+                let fault = FaultStatus::from_bits(self.registers.read32(offset::FSTS));
+                if fault.iqe() {
+                    self.repair(self.queue.next, 0)?;
+                }
+                if fault.ite() {
+                    self.clear_fault(FaultStatus::new().with_ite(true));
+                }
                 if !self.registers.relax(polls) {
                     return Err(Error::QueueTimeout);
                 }

@@ -254,3 +254,13 @@ fn widths_that_the_unit_cannot_walk_are_refused() {
     assert_eq!(fake.outstanding(), before);
     iommu.create_domain(Stage::Second(AddressWidth::Bits57)).unwrap();
 }
+
+#[test]
+fn no_host_address_is_wider_than_an_entry() {
+    let fake = Fake::new();
+    let mut iommu = crate::Iommu::bring_up(fake.clone(), fake.clone(), crate::Config::new(64)).unwrap();
+    let domain = iommu.create_domain(SECOND).unwrap();
+    let beyond = Err(Error::OutOfRange { address: 1 << 52, length: 4096 });
+    assert_eq!(iommu.map(domain, 0, 1 << 52, 4096, Access::Read), beyond);
+    iommu.map(domain, 0, (1 << 52) - 4096, 4096, Access::Read).unwrap();
+}

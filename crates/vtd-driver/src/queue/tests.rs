@@ -178,3 +178,38 @@ fn a_refused_descriptor_is_not_hidden_by_a_device_that_times_out() {
     all[0] = device(DEVICE);
     assert_eq!(iommu.submit(&all), Err(Error::InvalidDescriptor { index: 70, reason: None }));
 }
+
+#[test]
+fn a_unit_that_is_gone_is_not_followed_anywhere() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let before = fake.outstanding();
+    fake.mishap(Mishap::Hang);
+    {
+        let mut state = fake.state();
+        for register in [offset::FSTS, offset::IQH, offset::IQERCD] {
+            state.script.insert(register, std::vec![u64::MAX; 1000].into());
+        }
+    }
+    assert!(iommu.submit(&[domain(1); 200]).is_err());
+    // Its queue is full of what it never fetched.
+    for _ in 0..10 {
+        assert!(iommu.submit(&[domain(1), device(DEVICE)]).is_err());
+    }
+    assert_eq!(fake.outstanding(), before);
+}
+
+#[test]
+fn a_full_queue_that_stopped_is_repaired() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    fake.mishap(Mishap::Hang);
+    for _ in 0..5 {
+        assert_eq!(iommu.submit(&[domain(1), device(DEVICE)].repeat(25)), Err(Error::QueueTimeout));
+    }
+    fake.state().mishaps.clear();
+    fake.mishap(Mishap::Refuse(|descriptor| *descriptor == domain(1), None));
+    fake.mishap(Mishap::TimeOut(DEVICE, 1));
+    iommu.submit(&[domain(3); 60]).unwrap();
+    assert_eq!(fake.take().last(), Some(&domain(3)));
+}
