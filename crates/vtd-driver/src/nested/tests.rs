@@ -3,12 +3,17 @@
 use std::sync::{Arc, Mutex};
 use std::vec;
 
-use ioasid::Event;
-use vtd_spec::{AddressWidth, Descriptor, DomainId, PasidEntry};
+use ioasid::{Event, SetId};
+use vtd_spec::{
+    AddressRange, AddressWidth, Capability, Descriptor, DomainId, ExtendedCapability, Pasid, PasidEntry,
+    ResponseCode, SourceId,
+};
 
 use super::*;
+use crate::address_space::SpaceKind;
+use crate::cache;
 use crate::fake::{DEVICE, Driver, Fake, Mishap, OTHER, capabilities};
-use crate::{Ats, DeviceConfig, Stage};
+use crate::{Ats, DeviceConfig, DomainHandle, Error, NestedTable, PageRequest, Pasids, Stage};
 
 const ROOT: u64 = 0x1234_5000;
 
