@@ -5,7 +5,8 @@
 //! Hardware takes a descriptor as one 64-byte write (MOVDIR64B). KVM cannot emulate that instruction, so this device
 //! also assembles the 64 bytes of a slot from smaller aligned stores, and takes the descriptor when the last is there.
 //! A store into bytes that the slot already has begins a new descriptor, so that what a killed process has left behind
-//! does not become part of another's.
+//! does not become part of another's. A store says nothing of who made it: threads that submit at once use a slot each,
+//! of the 64 in a page.
 
 use std::sync::{Mutex, PoisonError};
 

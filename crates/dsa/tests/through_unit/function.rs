@@ -21,6 +21,8 @@ fn the_function_is_what_idxd_looks_for() {
         machine.set_config(register, u32::MAX);
         assert_eq!(machine.config(register), size.wrapping_neg() | 0xc);
     }
+    // An integrated endpoint that is alone: Linux asks neither for ACS nor for a bridge with prefixes then.
+    assert_eq!(machine.config(0xc) >> 16 & 0xff, 0);
     let pcie = machine.capability(0x10);
     assert_eq!(machine.config(pcie) >> 20 & 0xf, 9);
     assert_eq!(machine.config(pcie + 4) >> 28 & 1, 1);

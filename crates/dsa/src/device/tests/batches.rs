@@ -115,3 +115,41 @@ fn an_abort_ends_a_batch_between_its_members() {
     assert_eq!(member_statuses(&machine, 3), [1, 0, 0]);
     assert_eq!(machine.bus().load(pasid(), RECORDS, 1), [0]);
 }
+
+#[test]
+fn a_batch_can_have_as_many_members_as_the_device_allows() {
+    let machine = Machine::new();
+    machine.configure();
+    machine.write32(WQCFG + 12, 31 | 10 << 5);
+    assert_eq!(machine.command(ENABLE, 0), 0);
+    assert_eq!(machine.command(ENABLE_QUEUE, 0), 0);
+    let members: Vec<Descriptor> =
+        (0..1024).map(|n| fill(BLOCK, DESTINATION + n * 4, 1 + n as u32 % 3)).collect();
+    store_list(&machine, &members);
+    let record = machine.run(batch(1024));
+    assert_eq!((record[0], &record[4..8]), (1, &1024_u32.to_le_bytes()[..]));
+    assert_eq!(member_statuses(&machine, 1024), [1; 1024]);
+    let expected: Vec<u8> = (0..4096).map(|n| if n % 4 <= n / 4 % 3 { 0xff } else { 0 }).collect();
+    assert!(machine.bus().load(pasid(), DESTINATION, 4096) == expected);
+    assert_eq!(machine.run(batch(1025))[0], 0x14);
+}
+
+#[test]
+fn a_member_that_faults_has_its_partial_record_and_stops_at_the_next_fence_only() {
+    let machine = Machine::enabled();
+    machine.bus().map(pasid(), DESTINATION);
+    let fence = |descriptor: Descriptor| set(descriptor, 4, &[descriptor.0[4] | 1]);
+    let faulting = fill(RECORD, DESTINATION + 0xff0, 32);
+    let other = fill(RECORD, DESTINATION, 8);
+    store_list(&machine, &[faulting, other, fence(other), other]);
+    let record = machine.run(batch(4));
+    assert_eq!((record[0], record[4]), (5, 2));
+    assert_eq!(member_statuses(&machine, 4), [0x83, 1, 0, 0]);
+    let partial = machine.bus().load(pasid(), RECORDS + 0x1000, 32);
+    assert_eq!((partial[4], &partial[8..16]), (16, &(DESTINATION + PAGE).to_le_bytes()[..]));
+    // With blocking the same list succeeds.
+    let blocking = fill(BLOCK, DESTINATION + 0xff0, 32);
+    store_list(&machine, &[blocking, other, fence(other), other]);
+    assert_eq!(machine.run(batch(4))[0], 1);
+    assert_eq!(member_statuses(&machine, 4), [1; 4]);
+}

@@ -158,6 +158,26 @@ fn abort_and_reset_abandon_a_blocked_descriptor() {
 }
 
 #[test]
+fn commands_for_one_pasid_leave_the_work_of_others_alone() {
+    let machine = Machine::enabled();
+    let other = Pasid::new(0x2b);
+    for pasid in [pasid(), other] {
+        machine.bus().map(pasid, RECORDS);
+    }
+    machine.bus().on_request(OnRequest::Hold);
+    machine.submit(0, &at(fill(BLOCK, DESTINATION, 8), RECORDS));
+    drop(machine.bus().wait_for_held(1));
+    machine.submit(1, &at(fill(BLOCK, DESTINATION, 8), RECORDS));
+    drop(machine.bus().wait_for_held(2));
+    assert_eq!(machine.command(ABORT_PASID, 0x2b), 0);
+    assert_eq!(machine.command(DRAIN_PASID, 0x2b), 0);
+    machine.bus().answer(ResponseCode::Success);
+    machine.bus().answer(ResponseCode::Success);
+    assert_eq!(machine.wait(pasid(), RECORDS)[0], 1);
+    assert_eq!(machine.bus().load(other, RECORDS, 1), [0]);
+}
+
+#[test]
 fn a_command_while_another_is_active_is_an_error() {
     let machine = Machine::enabled();
     machine.bus().on_request(OnRequest::Hold);

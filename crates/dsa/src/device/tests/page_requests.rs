@@ -110,3 +110,21 @@ fn abandoned_page_requests_count_until_they_are_answered() {
     machine.bus().answer(ResponseCode::Success);
     assert_eq!(machine.wait(pasid(), RECORDS)[0], 1);
 }
+
+#[test]
+fn without_page_requests_each_kind_of_fault_has_its_code() {
+    let machine = Machine::new();
+    machine.configure();
+    machine.bus().pci.lock().unwrap().pri = false;
+    machine.write32(WQCFG + 8, MODE & !2 | 0x2a00);
+    assert_eq!(machine.command(ENABLE, 0), 0);
+    assert_eq!(machine.command(ENABLE_QUEUE, 0), 0);
+    assert_eq!(machine.run(fill(RECORD, DESTINATION, 8))[0], 0x83);
+    assert_eq!(machine.run(fill(BLOCK, DESTINATION, 8))[0], 0x11);
+    let record = machine.run(descriptor(opcode::BATCH, RECORD, SOURCE, 0, 2));
+    assert_eq!((record[0], record[4], &record[8..16]), (6, 0, &SOURCE.to_le_bytes()[..]));
+    machine.submit(0, &at(no_op(), RECORDS + PAGE));
+    let [first, _, address] = machine.wait_for_error();
+    assert_eq!((first >> 8 & 0xff, address), (0x1a, RECORDS + PAGE));
+    assert_eq!(machine.bus().sent.lock().unwrap().len(), 0);
+}
