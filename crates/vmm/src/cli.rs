@@ -10,7 +10,7 @@ use crate::devices::{self, DeviceOptions, MAX_DEVICES};
 use crate::files::{self, Named};
 use crate::machine::MAX_PROCESSORS;
 use crate::virtio::DiskOptions;
-use crate::{remapping, trace};
+use crate::{layout, remapping, trace};
 
 /// Exit status when the guest powers off.
 pub const STATUS_POWER_OFF: u8 = 0;
@@ -146,6 +146,15 @@ impl RunArgs {
         }
         if self.devices.len() + self.disks.len() > MAX_DEVICES {
             return Err(devices::Error::Full.to_string());
+        }
+        let (reach, end) = (1u64 << self.iommu.config.haw, layout::ram_end(self.memory));
+        if self.iommu.visible && end > reach {
+            return Err(format!(
+                "--iommu haw={} reaches {} GiB, and memory ends at {} GiB: give less --memory or a larger haw",
+                self.iommu.config.haw,
+                reach >> 30,
+                end.div_ceil(1 << 30)
+            ));
         }
         files::conflict(&self.files()).map_or(Ok(()), Err)
     }
@@ -308,6 +317,14 @@ mod tests {
         let one_more = [&devices[..], &["--disk", "a,ro"]].concat();
         assert_eq!(check(&one_more), Ok(()));
         assert!(check(&[&one_more[..], &["--disk", "b"]].concat()).unwrap_err().contains("too many"));
+    }
+
+    #[test]
+    fn the_unit_reaches_all_memory() {
+        assert_eq!(check(&["--iommu", "haw=32", "--memory", "3G"]), Ok(()));
+        let line = check(&["--iommu", "haw=32", "--memory", "4G"]).unwrap_err();
+        assert!(line.contains("4 GiB") && line.contains("5 GiB") && !line.contains('\n'), "{line}");
+        assert_eq!(check(&["--iommu", "off", "--memory", "512G"]), Ok(()));
     }
 
     #[test]

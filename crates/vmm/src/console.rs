@@ -245,7 +245,7 @@ pub fn pump_input(mut source: impl io::Read, console: &Console, terminal: bool, 
                 Typed::Pass(bytes) => console.input(&bytes, false),
                 Typed::Quit => return stop.request(Outcome::Quit),
                 // Nobody to read it is no reason to stop.
-                Typed::Help => drop(write!(io::stderr(), "\r\n{ESCAPE_HELP}\r\n")),
+                Typed::Help => drop(write!(io::stderr(), "\n{ESCAPE_HELP}\n")),
             }
         }
     }

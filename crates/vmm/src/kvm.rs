@@ -106,7 +106,6 @@ pub fn open() -> Result<Kvm, Error> {
         (Cap::SplitIrqchip, "a split interrupt controller (KVM_CAP_SPLIT_IRQCHIP)"),
         (Cap::SignalMsi, "direct message interrupts (KVM_CAP_SIGNAL_MSI)"),
         (Cap::IrqRouting, "interrupt routing (KVM_CAP_IRQ_ROUTING)"),
-        (Cap::ImmediateExit, "immediate exit (KVM_CAP_IMMEDIATE_EXIT)"),
         (Cap::TscDeadlineTimer, "the TSC deadline timer (KVM_CAP_TSC_DEADLINE_TIMER)"),
     ] {
         if !kvm.check_extension(cap) {

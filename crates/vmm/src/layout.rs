@@ -45,8 +45,6 @@ pub const KERNEL_START: u64 = 0x10_0000;
 /// RSDP and the other ACPI tables, where a BIOS would keep them.
 pub const ACPI: Window = Window { base: 0xe_0000, size: 0x1_0000 };
 
-/// Where the system BIOS of a PC would be. All there is of one is at its reset vector.
-pub const BIOS: Window = Window { base: 0xf_0000, size: 0x1_0000 };
 /// The real-mode reset vector, f000:fff0.
 pub const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
 
@@ -110,10 +108,15 @@ pub fn ram(size: u64) -> Vec<Window> {
     ranges
 }
 
+/// First byte behind the RAM of a machine with `size` bytes.
+pub fn ram_end(size: u64) -> u64 {
+    ram(size).last().map_or(0, |window| window.end())
+}
+
 /// The 64-bit window for BARs of a machine with `ram_size` bytes of RAM.
 pub fn pci_mem64(ram_size: u64) -> Window {
-    let ram_end = ram(ram_size).last().map_or(0, |w| w.end()).max(HIGH_RAM_START);
-    Window { base: ram_end.next_multiple_of(PCI_MEM64_SIZE), size: PCI_MEM64_SIZE }
+    let end = ram_end(ram_size).max(HIGH_RAM_START);
+    Window { base: end.next_multiple_of(PCI_MEM64_SIZE), size: PCI_MEM64_SIZE }
 }
 
 #[cfg(test)]
