@@ -10,8 +10,7 @@ use pci::{
 };
 use vm_memory::GuestMemoryBackend;
 use vtd_unit::{
-    Access, DmaError, Endpoint, EndpointSink, Message, PageGroupResponse, PageRequest, Requester,
-    ResponseCode,
+    Access, DmaError, Endpoint, EndpointSink, PageGroupResponse, PageRequest, Requester, ResponseCode,
 };
 
 use crate::bus::{Bus, PciState};
@@ -81,9 +80,11 @@ impl<M> Wiring<M> {
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Wiring<M> {
     fn send(&self, messages: impl IntoIterator<Item = InterruptMessage>) {
         for InterruptMessage { address, data } in messages {
-            // A message is a memory write of the function's. [PCIe 7.5.1.1.3]
-            if self.config().bus_master() {
-                self.endpoint.message(Message { address, data });
+            // A message is a memory write of the function's, whatever lies at the address. [PCIe 6.1.4, 7.5.1.1.3]
+            if self.config().bus_master()
+                && let Err(error) = self.endpoint.write(Requester::default(), address, &data.to_le_bytes())
+            {
+                tracing::debug!(%error, "an interrupt message is lost");
             }
         }
     }

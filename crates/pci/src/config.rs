@@ -182,7 +182,7 @@ impl ConfigSpace {
 
         let function_level_reset = self.take_function_level_reset();
         if function_level_reset {
-            self.reset();
+            self.reset_function();
         }
         let pri_reset = self.settle_pri(before.pri.enabled);
 
@@ -202,6 +202,16 @@ impl ConfigSpace {
     /// Back to the values after power-on.
     pub fn reset(&mut self) {
         self.registers.value.copy_from_slice(&self.reset_value[..]);
+    }
+
+    /// As [`Self::reset`], but for what a function level reset leaves alone: Max_Payload_Size. \[PCIe 6.6.2\]
+    fn reset_function(&mut self) {
+        let device_control = self.offsets.pcie.map(|at| at + pcie::DEVICE_CONTROL);
+        let payload = device_control.map_or(0, |at| self.registers.u16(at) & pcie::DEVCTL_MAX_PAYLOAD);
+        self.reset();
+        if let Some(at) = device_control {
+            self.registers.update16(at, pcie::DEVCTL_MAX_PAYLOAD, payload);
+        }
     }
 
     /// What the BARs decode now: nothing unless Memory Space Enable is set. A BAR that was never written decodes

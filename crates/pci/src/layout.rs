@@ -79,6 +79,7 @@ pub(crate) mod pcie {
 
     /// Error reporting enables, relaxed ordering, payload size, extended tag, no snoop, read request size.
     pub const DEVCTL_WRITABLE: u16 = 0x79ff;
+    pub const DEVCTL_MAX_PAYLOAD: u16 = 0x7 << 5;
     pub const DEVCTL_RESET: u16 = 0x2810;
     pub const DEVCTL_FLR: u16 = 1 << 15;
     pub const DEVSTA_RW1C: u16 = 0x000f;

@@ -280,6 +280,8 @@ fn a_function_level_reset_turns_everything_off_and_reads_back_as_clear() {
     guest.write16(0x08, guest.find_extended(0x08, 0x13) + 4, 1);
     guest.function.take_changes();
 
+    // pci_configure_mps chose 256 bytes for the whole hierarchy.
+    guest.write16(0x08, pcie + 8, 0x593f);
     let control = guest.read16(0x08, pcie + 8);
     guest.write16(0x08, pcie + 8, control | 0x8000);
     let expected = ConfigChanges {
@@ -293,7 +295,7 @@ fn a_function_level_reset_turns_everything_off_and_reads_back_as_clear() {
         pri_reset: false,
     };
     assert_eq!(guest.function.take_changes(), [expected]);
-    assert_eq!(guest.read16(0x08, pcie + 8), 0x2810);
+    assert_eq!(guest.read16(0x08, pcie + 8), 0x2830, "only the payload size stays");
     assert_eq!(guest.read32(0x08, 0x10), 0xc);
     assert!(!guest.root.mmio_read(0xe000_0000, &mut [0; 4]));
     assert_eq!(guest.read16(0x08, guest.find_extended(0x08, 0x13) + 6), 0x8100);

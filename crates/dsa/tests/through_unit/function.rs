@@ -186,6 +186,21 @@ fn a_masked_vector_is_pending_until_it_is_unmasked() {
 }
 
 #[test]
+fn a_message_to_an_address_that_is_no_interrupt_is_a_write_that_is_translated() {
+    let machine = Machine::ready();
+    machine.write(MSIX_TABLE, 0x0030_0000);
+    machine.store(0x30_0000, 0x1111_2222);
+    machine.messages.0.lock().unwrap().clear();
+    machine.write(CMD, 1 << 31 | 3 << 20);
+    assert_eq!(machine.read(CMDSTATUS), 0);
+    assert!(machine.messages.0.lock().unwrap().iter().all(|message| message.data != 0x50));
+    assert_eq!(machine.load(0x30_0000), 0x1111_2222, "there is no table for requests without PASID");
+    machine.write(INTCAUSE, 2);
+    machine.write(MSIX_TABLE, 0xfee0_0000);
+    assert_eq!(machine.command(3, 0), 0);
+}
+
+#[test]
 fn of_two_writers_of_configuration_space_the_last_one_wins_in_the_device_too() {
     let machine = Machine::ready();
     let control = machine.capability(0x11) + 2;
