@@ -5,6 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use vtd_unit::{Access, DmaError, PageGroupResponse, PageRequest, Pasid, Requester, ResponseCode};
@@ -51,6 +52,8 @@ pub(crate) struct TestBus {
     /// Every page request that was sent.
     pub sent: Mutex<Vec<PageRequest>>,
     pub writes: AtomicUsize,
+    /// Who accessed memory.
+    pub accessors: Mutex<HashSet<ThreadId>>,
     memory: Mutex<Memory>,
     held: Mutex<Vec<PageRequest>>,
     interrupts: Mutex<Vec<u16>>,
@@ -70,6 +73,7 @@ impl TestBus {
             on_request: Mutex::new(OnRequest::Map),
             sent: Mutex::default(),
             writes: AtomicUsize::new(0),
+            accessors: Mutex::default(),
             memory: Mutex::default(),
             held: Mutex::default(),
             interrupts: Mutex::default(),
@@ -168,6 +172,7 @@ impl TestBus {
         write: bool,
         mut copy: impl FnMut(usize, &mut u8),
     ) -> Result<(), DmaError> {
+        self.accessors.lock().unwrap().insert(thread::current().id());
         let ats = self.pci.lock().unwrap().ats;
         let mut memory = self.memory.lock().unwrap();
         for n in 0..length {

@@ -280,6 +280,6 @@ fn check_aligned(values: &[u64]) -> Result<(), Rejection> {
 }
 
 /// Whether two ranges share a byte; both may run over the end of the address space.
-fn overlaps(a: u64, a_size: u32, b: u64, b_size: u32) -> bool {
+pub(super) fn overlaps(a: u64, a_size: u32, b: u64, b_size: u32) -> bool {
     b.wrapping_sub(a) < a_size.into() || a.wrapping_sub(b) < b_size.into()
 }

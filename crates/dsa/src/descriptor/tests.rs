@@ -2,7 +2,9 @@
 
 //! Each check, on a descriptor of each operation.
 
-use super::check::{needs_record, operation_flags};
+use proptest::prelude::*;
+
+use super::check::{needs_record, operation_flags, overlaps};
 use super::*;
 use crate::status::Status;
 
@@ -236,4 +238,18 @@ fn overlaps_are_refused_except_for_memory_move() {
     assert_eq!(rejection(&set(create, 40, &0x2038_u64.to_le_bytes())), Status::OVERLAP);
     assert_eq!(rejection(&set(create, 40, &0x2fb8_u64.to_le_bytes())), Status::OVERLAP);
     assert_eq!(rejection(&set(apply, 16, &0x303f_u64.to_le_bytes())), Status::OVERLAP);
+}
+
+proptest! {
+    #[test]
+    fn ranges_overlap_if_they_share_a_byte(
+        (a, b) in (0_u64..40, 0_u64..40),
+        (a_size, b_size) in (1_u32..20, 1_u32..20),
+    ) {
+        // Around the end of the address space.
+        let (a, b) = (a.wrapping_sub(20), b.wrapping_sub(20));
+        let bytes = |at: u64, size: u32| (0..u64::from(size)).map(move |n| at.wrapping_add(n));
+        let shared = bytes(a, a_size).any(|byte| bytes(b, b_size).any(|other| other == byte));
+        prop_assert_eq!(overlaps(a, a_size, b, b_size), shared);
+    }
 }

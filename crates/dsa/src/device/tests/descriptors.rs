@@ -116,6 +116,19 @@ fn completion_interrupts_need_permission() {
 }
 
 #[test]
+fn only_the_devices_own_threads_access_memory() {
+    let machine = Machine::enabled();
+    assert_eq!(machine.run(fill(BLOCK, DESTINATION, 3 << 12))[0], 1);
+    assert_eq!(machine.run(descriptor(opcode::DRAIN, RECORD, 0, 0, 0))[0], 1);
+    machine.submit(0, &at(no_op(), RECORDS + 16));
+    machine.wait_for_error();
+    assert_eq!(machine.command(DISABLE, 0), 0);
+    assert_eq!(machine.command(RESET, 0), 0);
+    let accessors = machine.bus().accessors.lock().unwrap();
+    assert!(!accessors.is_empty() && !accessors.contains(&thread::current().id()));
+}
+
+#[test]
 fn threads_that_submit_at_once_do_not_mix_their_descriptors() {
     const ROUNDS: u64 = 200;
     let machine = Machine::enabled();
