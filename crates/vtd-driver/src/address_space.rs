@@ -10,7 +10,7 @@ use vtd_spec::{Pasid, SourceId};
 use crate::domain::DomainHandle;
 use crate::pasid::{FirstStageTable, NestedTable};
 
-/// The PASIDs of a system, shared by all its units.
+/// The PASIDs of a system, shared by all its units. Devices go by source-id alone: a system is one PCI segment.
 pub type Pasids = ioasid::Allocator<AddressSpace>;
 
 /// What kind of address space it is.

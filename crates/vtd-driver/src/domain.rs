@@ -314,7 +314,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         let range = AddressRange::covering(address, address + (length - 1));
         let descriptors = self.range_flush(domain, range, freed.is_empty())?;
         let flushed = if descriptors.is_empty() { Ok(()) } else { self.submit(&descriptors) };
-        self.release_tables(freed, unit_has_forgotten(&flushed));
+        let lingers = self.domain(domain)?.lingers;
+        self.release_tables(freed, unit_has_forgotten(&flushed) && !lingers);
         flushed
     }
 

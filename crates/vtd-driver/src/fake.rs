@@ -140,6 +140,11 @@ impl Fake {
         log.into_iter().filter(|entry| entry.0).map(|(_, at, bytes, value)| (at, bytes, value)).collect()
     }
 
+    /// Whether a page is allocated.
+    pub(crate) fn is_allocated(&self, page: u64) -> bool {
+        self.state().pages.contains_key(&page)
+    }
+
     /// Pages that are allocated.
     pub(crate) fn outstanding(&self) -> usize {
         self.state().allocated.values().sum()

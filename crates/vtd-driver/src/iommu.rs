@@ -111,3 +111,6 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -122,7 +122,8 @@ pub fn rebind_gpasid<R: Registers, M: Memory>(
 }
 
 /// Unbinds a guest's PASID from a device (V9 patch 04: `intel_svm_unbind_gpasid`). With the last user the entry is torn down
-/// and page requests are drained. The PASID itself is not freed: its owner does that.
+/// and page requests are drained. Those that were taken before and not answered are still to be, with
+/// [`Iommu::respond`]. The PASID itself is not freed: its owner does that.
 ///
 /// # Errors
 ///
