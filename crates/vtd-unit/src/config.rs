@@ -77,7 +77,7 @@ pub struct UnitConfig {
     pub psi: bool,
     /// CAP.MAMV: largest address mask of such an invalidation.
     pub mamv: u8,
-    /// Fault recording registers, 1 to 256.
+    /// Fault recording registers, 1 to 100: as many as fit their place in the register page.
     pub fault_records: u16,
     /// Host address width in bits: that of the guest's physical addresses.
     pub haw: u8,
