@@ -151,9 +151,9 @@ impl Request {
         let mut writable = Segments::default();
         let mut ended = false;
         let mut wrote = false;
-        // One more than allowed, to notice a chain that is too long. \[V 2.7.5.2\]
-        for descriptor in chain.clone().take(usize::from(queue_size) + 1) {
-            if ended {
+        for (index, descriptor) in chain.clone().enumerate() {
+            // A chain is no longer than the queue, in a table of its own neither. [V 2.7.5.2, 2.7.5.3.1]
+            if ended || index >= usize::from(queue_size) {
                 return Err(ChainError::Broken(head));
             }
             ended = !descriptor.has_next();

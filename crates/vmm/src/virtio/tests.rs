@@ -490,6 +490,45 @@ fn broken_chains_and_rings_stop_the_queue_until_a_reset() {
 }
 
 #[test]
+fn indirect_tables_that_no_driver_may_make_stop_the_queue() {
+    let mut driver = Driver::started(16, INDIRECT_DESC);
+    let good = u32::from(driver.chain(INDIRECT, &[(DATA, 512)], WRITE)) * 16;
+    let table_of_pieces = |driver: &Driver, pieces: u16| {
+        for index in 0..pieces {
+            driver.descriptor(INDIRECT, index, HEADER, 1, NEXT, index + 1);
+        }
+        driver.descriptor(INDIRECT, pieces, STATUS, 1, WRITE, 0);
+        (u32::from(pieces) + 1) * 16
+    };
+    for (address, length, flags) in [
+        // No multiple of a descriptor, empty, longer than 16 bits can number, outside memory, across its end.
+        (INDIRECT, good - 1, INDIRECT_FLAG),
+        (INDIRECT, 0, INDIRECT_FLAG),
+        (INDIRECT, 16 << 16, INDIRECT_FLAG),
+        (MEMORY, good, INDIRECT_FLAG),
+        (u64::MAX - 7, good, INDIRECT_FLAG),
+    ] {
+        driver.descriptor(DESCRIPTORS, 0, address, length, flags, 0);
+        driver.expect_needs_reset(0);
+    }
+    // A table in a table, a loop in a table, a table longer than the queue.
+    driver.descriptor(INDIRECT, 0, INDIRECT, 32, INDIRECT_FLAG, 0);
+    driver.descriptor(DESCRIPTORS, 0, INDIRECT, 16, INDIRECT_FLAG, 0);
+    driver.expect_needs_reset(0);
+    driver.descriptor(INDIRECT, 0, HEADER, 16, NEXT, 0);
+    driver.descriptor(DESCRIPTORS, 0, INDIRECT, 16, INDIRECT_FLAG, 0);
+    driver.expect_needs_reset(0);
+    let length = table_of_pieces(&driver, QUEUE_SIZE);
+    driver.descriptor(DESCRIPTORS, 0, INDIRECT, length, INDIRECT_FLAG, 0);
+    driver.expect_needs_reset(0);
+    // More than 2^32 bytes.
+    driver.descriptor(DESCRIPTORS, 0, HEADER, 16, NEXT, 1);
+    driver.descriptor(DESCRIPTORS, 1, DATA, u32::MAX, WRITE | NEXT, 2);
+    driver.descriptor(DESCRIPTORS, 2, STATUS, 1, WRITE, 0);
+    driver.expect_needs_reset(0);
+}
+
+#[test]
 fn registers_that_make_no_queue_are_told_when_the_driver_is_ready() {
     for (register, value) in [(0x18, 15_u16), (0x18, 512), (0x18, 0), (0x20, 8), (0x28, 1), (0x30, 2)] {
         let driver = Driver::new(16, false);
@@ -691,6 +730,40 @@ fn dma_is_translated_by_source_id_and_a_fault_is_an_error_and_a_record() {
     driver.descriptor(DESCRIPTORS, 1, MAPPED + 0x1234, 1, WRITE, 0);
     driver.expect_needs_reset(0);
     assert_eq!(fault(), (id, IO_BASE + MAPPED + 0x1000));
+}
+
+#[test]
+fn queues_and_buffers_at_the_end_of_the_address_space_fault() {
+    let TestDma { memory, interrupts } = TestDma::new();
+    let id = SourceId::new(0, 2, 0);
+    let unit = translating_unit(&memory, &interrupts, id);
+    let dma: Endpoint<_> = super::endpoint(&unit, id);
+    let mut driver = Driver::with_dma(dma, IO_BASE, memory, interrupts, image(64), false);
+    driver.start(0);
+    let last = (u64::MAX - 100).wrapping_sub(IO_BASE);
+    assert_eq!(driver.request(0, 0, &[(last, 512)], WRITE).0, 1);
+    assert_eq!(driver.request(1, 0, &[(last, 512)], 0).0, 1);
+    for register in [0x20, 0x28, 0x30] {
+        driver.set_status(0);
+        assert!(driver.agree(VERSION_1 | ACCESS_PLATFORM));
+        driver.common16(0x10, 0);
+        driver.common16(0x18, QUEUE_SIZE);
+        for (other, address) in [(0x20, DESCRIPTORS), (0x28, DRIVER_AREA), (0x30, DEVICE_AREA)] {
+            let address = if other == register { u64::MAX << 4 } else { IO_BASE + address };
+            driver.common32(other, address as u32);
+            driver.common32(other + 4, (address >> 32) as u32);
+        }
+        driver.memory.write_obj(0u16, GuestAddress(DRIVER_AREA + 2)).unwrap();
+        driver.published = 0;
+        driver.common16(0x1c, 1);
+        driver.set_status(0xf);
+        driver.header(0, 0);
+        driver.chain(DESCRIPTORS, &[(DATA, 512)], WRITE);
+        driver.publish(0);
+        driver.kick();
+        driver.interrupts.wait(CONFIG_DATA);
+        assert_eq!(driver.status(), 0x4f, "{register:#x}");
+    }
 }
 
 #[derive(Clone, Debug)]
