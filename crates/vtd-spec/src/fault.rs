@@ -300,6 +300,11 @@ fault_reasons! {
 }
 
 impl FaultReason {
+    /// The conditions that a code in field FR of a fault record stands for; none for an undefined code.
+    pub fn with_code(code: u8) -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(move |reason| reason.code() == code)
+    }
+
     /// Whether the fault of a *translation request* is recorded: the recoverable ones are not. \[S 7.1.2\]
     pub const fn is_recorded_for_translation_request(self) -> bool {
         match self.ats_response() {
@@ -355,6 +360,17 @@ mod tests {
                 assert_eq!(same_code, stem(a.name()) == stem(b.name()), "{a} {b}");
             }
         }
+    }
+
+    #[test]
+    fn a_code_stands_for_its_conditions() {
+        let reasons = |code| FaultReason::with_code(code).collect::<std::vec::Vec<_>>();
+        assert_eq!(reasons(0x71), [FaultReason::Sfs2]);
+        assert_eq!(reasons(0x43), [FaultReason::Sct4_1, FaultReason::Sct4_2, FaultReason::Sct4_3]);
+        // Withdrawn (no execute), and never defined.
+        assert!(reasons(0x82).is_empty() && reasons(0).is_empty() && reasons(0xff).is_empty());
+        let named: usize = (0..=u8::MAX).map(|code| reasons(code).len()).sum();
+        assert_eq!(named, FaultReason::ALL.len());
     }
 
     #[test]

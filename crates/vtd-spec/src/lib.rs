@@ -49,6 +49,7 @@ pub mod descriptors;
 pub mod dmar;
 pub mod fault;
 pub mod interrupt;
+pub mod io_apic;
 pub mod page_request;
 pub mod registers;
 pub mod tables;
@@ -60,6 +61,7 @@ pub use descriptors::{
 pub use fault::{AtsResponse, FaultReason};
 pub use ids::{DomainId, Pasid, SourceId};
 pub use interrupt::{InterruptRequest, MsiMessage, RemappableRequest};
+pub use io_apic::RemappableRedirectionEntry;
 pub use page_request::PageRequestDescriptor;
 pub use registers::{
     Capability, ContextCommand, EventAddress, EventControl, EventData, ExtendedCapability, FaultRecord,
