@@ -8,7 +8,8 @@ use alloc::vec::Vec;
 use vtd_spec::registers::offset;
 use vtd_spec::{
     Capabilities, Capability, ExtendedCapability, FaultStatus, GlobalCommand, GlobalStatus,
-    InvalidationQueueAddress, MsiMessage, PageRequestQueueAddress, RootTableAddress, TranslationTableMode,
+    InvalidationQueueAddress, MsiMessage, PageRequestQueueAddress, ProtectedMemoryEnable, RootTableAddress,
+    TranslationTableMode,
 };
 
 use crate::cache;
@@ -207,13 +208,34 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         self.registers.read32(control);
     }
 
-    /// Turns remapping on: from now on only what has been attached gets through.
+    /// Turns remapping on: from now on only what has been attached gets through. The regions that firmware had the unit
+    /// protect until then are opened.
     ///
     /// # Errors
     ///
-    /// [`Error::CommandTimeout`].
+    /// [`Error::CommandTimeout`]; [`Error::ProtectedMemory`], with remapping on.
     pub fn enable_translation(&mut self) -> Result<(), Error> {
-        self.set_command(command::TRANSLATION, true)
+        self.set_command(command::TRANSLATION, true)?;
+        self.open_protected_memory()
+    }
+
+    /// iommu.c:iommu_disable_protect_mem_regions: remapping does not matter to these regions, so mappings that lead there
+    /// would not work.
+    fn open_protected_memory(&self) -> Result<(), Error> {
+        let cap = self.capabilities.cap;
+        if !cap.plmr() && !cap.phmr() {
+            return Ok(());
+        }
+        let read = || ProtectedMemoryEnable::from_bits(self.registers.read32(offset::PMEN));
+        self.registers.write32(offset::PMEN, read().with_epm(false).into_bits());
+        let mut polls = 0;
+        while read().prs() {
+            if !self.registers.relax(polls) {
+                return Err(Error::ProtectedMemory);
+            }
+            polls += 1;
+        }
+        Ok(())
     }
 
     /// Turns remapping off: devices reach all of memory.

@@ -23,6 +23,9 @@ pub enum Error {
         /// The value written to GCMD.
         command: u32,
     },
+    /// The unit goes on protecting the memory that firmware had it protect.
+    #[error("the unit does not open its protected memory regions")]
+    ProtectedMemory,
     /// No memory for a table or queue.
     #[error("out of memory for tables")]
     OutOfMemory,

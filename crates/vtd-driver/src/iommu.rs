@@ -22,7 +22,8 @@ pub(crate) const FIRST_STAGE_DID: DomainId = DomainId(1);
 
 /// One remapping unit, driven.
 ///
-/// See the crate's documentation for locks and errors; the methods lie in the modules that Linux has them in.
+/// See the crate's documentation for locks and errors; the methods lie in the modules that Linux has them in. Dropped, it
+/// leaves the unit as it is, with its memory: [`shutdown`](Self::shutdown) ends it.
 pub struct Iommu<R, M> {
     pub(crate) registers: R,
     pub(crate) memory: M,

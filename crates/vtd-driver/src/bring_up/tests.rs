@@ -216,3 +216,21 @@ fn interrupt_entries_are_written_and_invalidated() {
     let mut iommu = fake.driver();
     assert!(matches!(iommu.set_interrupt_entry(7, entry), Err(Error::Unsupported { .. })));
 }
+
+#[test]
+fn memory_that_firmware_had_protected_is_opened() {
+    let (cap, ecap) = capabilities();
+    for cap in [cap.with_plmr(true), cap.with_phmr(true)] {
+        let fake = Fake::with(cap, ecap);
+        let mut iommu = fake.driver();
+        fake.state().script.insert(offset::PMEN, [0x8000_0001, 1, 1, 0].into());
+        iommu.enable_translation().unwrap();
+        assert_eq!(fake.take_writes(), [(0x18, 4, 0x8400_0000), (0x64, 4, 1)]);
+        assert!(fake.state().script[&offset::PMEN].is_empty(), "until the status says so");
+        fake.set(offset::PMEN, 1);
+        assert_eq!(iommu.enable_translation(), Err(Error::ProtectedMemory));
+    }
+    let fake = Fake::new();
+    fake.driver().enable_translation().unwrap();
+    assert!(fake.state().log.iter().all(|access| access.1 != offset::PMEN));
+}
