@@ -55,6 +55,7 @@ pub(crate) mod command {
     pub(crate) const QUEUE: GlobalCommand = GlobalCommand::new().with_qie(true);
     pub(crate) const TRANSLATION: GlobalCommand = GlobalCommand::new().with_te(true);
     pub(crate) const INTERRUPTS: GlobalCommand = GlobalCommand::new().with_ire(true);
+    pub(crate) const COMPATIBILITY_FORMAT: GlobalCommand = GlobalCommand::new().with_cfi(true);
     pub(crate) const SET_ROOT: GlobalCommand = GlobalCommand::new().with_srtp(true);
     pub(crate) const SET_INTERRUPT_TABLE: GlobalCommand = GlobalCommand::new().with_sirtp(true);
     pub(crate) const WRITE_BUFFER_FLUSH: GlobalCommand = GlobalCommand::new().with_wbf(true);
@@ -145,6 +146,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             self.enable_interrupt_remapping(eime)?;
         }
 
+        self.flush_write_buffer()?;
         let root = RootTableAddress::new().with_rta(self.root_table).with_ttm(TranslationTableMode::Scalable);
         self.registers.write64(offset::RTADDR, root.into_bits());
         self.one_shot(command::SET_ROOT)?;

@@ -35,7 +35,12 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         if !self.capabilities.cap.esirtps() {
             self.submit(&[cache::interrupt_global()])?;
         }
-        self.set_command(command::INTERRUPTS, true)
+        self.set_command(command::INTERRUPTS, true)?;
+        if self.command.cfi() {
+            // Whoever ran before let interrupts pass that name no entry of the table.
+            self.set_command(command::COMPATIBILITY_FORMAT, false)?;
+        }
+        Ok(())
     }
 
     /// Writes an entry of the interrupt remapping table and invalidates it.

@@ -234,3 +234,23 @@ fn memory_that_firmware_had_protected_is_opened() {
     fake.driver().enable_translation().unwrap();
     assert!(fake.state().log.iter().all(|access| access.1 != offset::PMEN));
 }
+
+#[test]
+fn the_write_buffer_is_flushed_before_the_root_table_is_read() {
+    let (cap, ecap) = capabilities();
+    let fake = Fake::with(cap.with_rwbf(true), ecap);
+    Iommu::bring_up(fake.clone(), fake.clone(), Config::new(46)).unwrap();
+    let writes = fake.take_writes();
+    let flush = writes.iter().position(|write| *write == (0x18, 4, 0x0c00_0000)).unwrap();
+    assert_eq!(writes[flush + 1].0, offset::RTADDR);
+}
+
+#[test]
+fn interrupts_that_name_no_entry_are_blocked_once_remapping_is_on() {
+    let fake = Fake::new();
+    fake.set(offset::GSTS, 0x0080_0000);
+    let config = Config { interrupt_remapping: Some(false), ..Config::new(46) };
+    Iommu::bring_up(fake.clone(), fake.clone(), config).unwrap();
+    let commands: Vec<_> = fake.take_writes().into_iter().filter(|write| write.0 == 0x18).collect();
+    assert_eq!(commands[2..4], [(0x18, 4, 0x0680_0000), (0x18, 4, 0x0600_0000)]);
+}
