@@ -21,7 +21,7 @@ use vtd_unit::{
 type Memory = GuestMemoryMmap<()>;
 
 /// Units of different capabilities and of small caches, where collisions are seen.
-const CONFIGS: [&str; 10] = [
+const CONFIGS: [&str; 12] = [
     "",
     "iotlb-entries=2,fault-records=2",
     "ir=on,eim=on,fault-records=100",
@@ -32,6 +32,8 @@ const CONFIGS: [&str; 10] = [
     "ssts=on,nest=on,ssads=on,srs=on,eafs=on,rps=on,ir=on,haw=36",
     "smpwc=off,nwfs=off,pss=6,sms=off",
     "prs=off,sms=off,pds=off,nwfs=off,dt=off,haw=52",
+    "vcmd=final,ir=on",
+    "vcmd=early,psi=off",
 ];
 
 const ROOT: u64 = 0x1000;
@@ -62,6 +64,8 @@ pub struct Input {
     prepared: bool,
     five_levels: bool,
     pgtt: u8,
+    /// Prepare for legacy mode, with a queue or for register-based invalidation.
+    legacy: Option<bool>,
     #[arbitrary(with = actions)]
     actions: Vec<Action>,
 }
@@ -86,7 +90,7 @@ enum Register {
 
 impl Register {
     fn offset(&self) -> u64 {
-        const NAMED: [u64; 30] = [
+        const NAMED: [u64; 35] = [
             offset::VER,
             offset::CAP,
             offset::ECAP,
@@ -114,9 +118,14 @@ impl Register {
             offset::PECTL,
             offset::PEADDR,
             0xe00,
+            0xe08,
+            0xe10,
             0xe30,
             0xf00,
+            0xf04,
             0xf08,
+            0xf0c,
+            offset::CCMD + 4,
         ];
         match self {
             Self::Named(index) => NAMED[usize::from(*index) % NAMED.len()],
@@ -297,7 +306,9 @@ enum Action {
     Replug {
         function: u8,
     },
-    Reset,
+    Reset {
+        warm: bool,
+    },
 }
 
 #[derive(Default)]
@@ -369,6 +380,14 @@ impl Machine {
     /// Tables for every function and PASIDs 0 to 3, queues, translation on.
     fn prepare(&self, input: &Input, config: &UnitConfig) {
         for source_id in FUNCTIONS {
+            if input.legacy.is_some() {
+                self.store(ROOT + u64::from(source_id.bus()) * 16, CONTEXT | 1);
+                let context = CONTEXT + u64::from(source_id.devfn()) * 16;
+                let kind = if config.dt { u64::from(input.pgtt % 3) << 2 } else { 0 };
+                self.store(context, (SECOND + 0x1000) | kind | 1);
+                self.store(context + 8, 1 << 8 | 2);
+                continue;
+            }
             let half = u64::from(source_id.devfn() >> 7) * 8;
             self.store(ROOT + u64::from(source_id.bus()) * 16 + half, CONTEXT | 1);
             let context = CONTEXT + u64::from(source_id.devfn() & 0x7f) * 32;
@@ -404,8 +423,10 @@ impl Machine {
         self.unit.write(offset::IQA, &(QUEUE | 0x800 | 2).to_le_bytes());
         self.unit.write(offset::PQA, &REQUESTS.to_le_bytes());
         self.unit.write(offset::IRTA, &(REMAPPING | 7).to_le_bytes());
-        self.unit.write(offset::RTADDR, &(ROOT | 0x400).to_le_bytes());
-        for bits in [0x0400_0000u32, 0x4500_0000, 0x8400_0000] {
+        let mode = if input.legacy.is_some() { 0 } else { 0x400 };
+        self.unit.write(offset::RTADDR, &(ROOT | mode).to_le_bytes());
+        let queue = if input.legacy == Some(false) { 0u32 } else { 0x0400_0000 };
+        for bits in [queue, 0x4100_0000 | queue, 0x8000_0000 | queue] {
             self.unit.write(offset::GCMD, &bits.to_le_bytes());
         }
         for control in [offset::FECTL, offset::IECTL, offset::PECTL] {
@@ -524,7 +545,8 @@ impl Machine {
                 let sink = Arc::clone(&self.counts) as Arc<dyn EndpointSink>;
                 self.endpoints[index] = self.unit.endpoint(FUNCTIONS[index], sink);
             }
-            Action::Reset => self.unit.reset(),
+            Action::Reset { warm: true } => self.unit.warm_reset(),
+            Action::Reset { warm: false } => self.unit.reset(),
         }
     }
 
@@ -550,6 +572,10 @@ impl Machine {
         assert_eq!(self.read64(offset::IQERCD) & 0xffff_fff0, 0);
         assert!(self.read64(offset::IQERCD) & 0xf <= 7);
         assert_eq!(self.read32(offset::PRS) & !3, 0);
+        // Of CCMD and IOTLB what is write-only or reserved, and IVA.
+        assert_eq!(self.read64(offset::CCMD) & 0x07ff_ffff_ffff_0000, 0);
+        assert_eq!(self.read64(0xf08) & 0x49fc_0000_ffff_ffff, 0);
+        assert_eq!(self.read64(0xf00), 0);
         assert_eq!(self.read32(offset::ICS) & !1, 0);
         let records = u64::from(capabilities.cap.nfr()) + 1;
         assert!(u64::from(self.read32(offset::FSTS) >> 8 & 0xff) < records);
@@ -561,7 +587,12 @@ impl Machine {
     /// Work ends: the queue is empty, stopped by an error or off, and no more was done than asked for.
     fn comes_to_rest(&self) {
         let started = Instant::now();
+        // A command of an invalidation register that is not done.
+        let commanded = || (self.read64(offset::CCMD) | self.read64(0xf08)) >> 63 != 0;
         let at_rest = || {
+            if commanded() {
+                return false;
+            }
             self.read32(offset::GSTS) & 1 << 26 == 0
                 || self.read32(offset::FSTS) & 0x50 != 0
                 || self.read64(offset::IQH) == self.read64(offset::IQT)
