@@ -49,7 +49,7 @@ pub struct UnitConfig {
     pub prs: bool,
     /// ECAP.PDS: the page-request drain flag of the wait descriptor.
     pub pds: bool,
-    /// ECAP.SMS: stop markers are accepted.
+    /// ECAP.SMS: stop markers that cannot be queued are dropped silently.
     pub sms: bool,
     /// ECAP.NWFS: translation requests may say that they will not write.
     pub nwfs: bool,

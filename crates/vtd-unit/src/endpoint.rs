@@ -81,6 +81,13 @@ pub struct PageRequest {
     pub group: u16,
 }
 
+impl PageRequest {
+    /// Whether this says that no more requests of a PASID follow, and asks for nothing. \[PCIe 10.4.1.2.1\]
+    pub(crate) const fn is_stop_marker(&self) -> bool {
+        self.last && !self.read && !self.write
+    }
+}
+
 /// A page group response message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageGroupResponse {

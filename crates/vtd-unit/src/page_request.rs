@@ -52,7 +52,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         // Only the last request of a group is ever answered; a stop marker asks for nothing.
         if let Some(code) = outcome
             && request.last
-            && (request.read || request.write)
+            && !request.is_stop_marker()
         {
             // Under the device's PASID: what it stands for may be gone, or another by now.
             function.sink.automatic_page_group_response(PageGroupResponse {
@@ -122,6 +122,10 @@ impl Registers {
         let (head, tail) = (self.get64(offset::PQH) % size, self.get64(offset::PQT) % size);
         let next = (tail + DESCRIPTOR_BYTES) % size;
         if next == head {
+            // A stop marker that cannot be queued is dropped silently: nobody waits for it. [ECAP.SMS]
+            if self.capabilities.ecap.sms() && request.is_stop_marker() {
+                return (Some(ResponseCode::Success), None);
+            }
             let message = self.raise_page_request(status.with_pro(true));
             return (Some(ResponseCode::Success), message);
         }

@@ -211,9 +211,13 @@ fn a_stop_marker_is_queued_and_never_answered() {
     guest.endpoint.page_request(marker());
     assert!(queued(&guest, 0).is_stop_marker());
     assert_eq!((guest.read32(offset::PRS), guest.read64(offset::PQT)), (PPR, 32));
-    // Nor where it is dropped: no room, PRO, or no right to ask.
+    // Nor where it is dropped: no room, PRO, or no right to ask. The first is no overflow that software need hear of.
     guest.write64(offset::PQH, 64);
+    guest.write32(offset::PRS, PPR);
+    guest.messages.take();
     guest.endpoint.page_request(marker());
+    assert_eq!((guest.read32(offset::PRS), guest.read64(offset::PQT)), (0, 32));
+    assert!(guest.messages.take().is_empty());
     guest.endpoint.page_request(request(0, true));
     assert_eq!(responses(&guest).len(), 1);
     assert_eq!(guest.read32(offset::PRS) & PRO, PRO);
