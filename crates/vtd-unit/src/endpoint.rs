@@ -464,7 +464,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
             _ if address_type == AddressType::Translation => FaultType::Read,
             Access::Read => FaultType::Read,
             Access::Write => FaultType::Write,
-            Access::Atomic => FaultType::Atomic,
+            Access::Atomic => FaultType::AtomicOp,
         };
         let Requester { pasid, privileged } = requester;
         Fault { reason, source_id: self.source_id(), pasid, privileged, address, kind, address_type }

@@ -2,8 +2,9 @@
 
 //! Faults: how a blocked request becomes a record and an event. \[S 7.2, 7.3\]
 
+pub(crate) use vtd_spec::FaultRequestType as FaultType;
 use vtd_spec::registers::offset;
-use vtd_spec::{FaultReason, FaultStatus, Pasid, SourceId};
+use vtd_spec::{FaultReason, FaultRecord, FaultStatus, Pasid, SourceId};
 
 use crate::notify::Message;
 use crate::registers::{Event, Registers};
@@ -20,15 +21,6 @@ impl Blocked {
     pub(crate) const fn new(reason: FaultReason, fpd: bool) -> Self {
         Self { reason, suppressed: fpd && reason.is_qualified() }
     }
-}
-
-/// What kind of request a fault record names (T1 and T2). \[S 11.4.14\]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FaultType {
-    Write,
-    Read,
-    PageRequest,
-    Atomic,
 }
 
 /// Address type of the faulting request.
@@ -77,26 +69,22 @@ impl Registers {
             self.set32(offset::FSTS, status.with_pfo(true).into_bits());
             return None;
         }
-        let (t1, t2) = match fault.kind {
-            FaultType::Write => (0, 0),
-            FaultType::PageRequest => (0, 1),
-            FaultType::Read => (1, 0),
-            FaultType::Atomic => (1, 1),
-        };
-        let high = u64::from(fault.source_id.0)
-            | t2 << 28
-            | u64::from(fault.pasid.is_some() && fault.privileged) << 29
-            | u64::from(fault.pasid.is_some()) << 31
-            | u64::from(fault.reason.code()) << 32
-            | u64::from(fault.pasid.map_or(0, Pasid::get)) << 40
-            | (fault.address_type as u64) << 60
-            | t1 << 62
-            | 1 << 63;
         // Bits above the widest input address are zero; interrupt faults have their index there.
         let width = u32::from(self.capabilities.cap.mgaw()) + 1;
         let unused = if fault.reason.is_interrupt() { 0 } else { u64::MAX.checked_shl(width).unwrap_or(0) };
-        self.set64(record, fault.address & !unused & !0xfff);
-        self.set64(record + 8, high);
+        let entry = FaultRecord::new()
+            .with_fi(fault.address & !unused)
+            .with_sid(fault.source_id)
+            .with_request_type(fault.kind)
+            .with_privileged(fault.pasid.is_some() && fault.privileged)
+            .with_pp(fault.pasid.is_some())
+            .with_fr(fault.reason.code())
+            .with_pv(fault.pasid.unwrap_or_default())
+            .with_at(fault.address_type as u8)
+            .with_f(true);
+        for (at, qword) in [record, record + 8].into_iter().zip(entry.to_qwords()) {
+            self.set64(at, qword);
+        }
         self.fault_index = (index + 1) % count;
         let first = !status.ppf();
         let quiet = self.no_condition();
@@ -124,8 +112,7 @@ impl Registers {
     }
 
     fn no_condition(&self) -> bool {
-        let status = self.fault_status();
-        !(status.ppf() || status.pfo() || status.iqe() || status.ice() || status.ite())
+        !self.fault_status().event_pending()
     }
 
     /// After software cleared something: PPF follows the records, and with the last condition gone the event is no

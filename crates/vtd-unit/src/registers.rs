@@ -87,7 +87,7 @@ impl Registers {
             clearable: Box::new([0; DWORDS]),
             write_only: Box::new([0; DWORDS]),
             capabilities,
-            fault_records: (u64::from(capabilities.cap.fro()) * 16, u16::from(capabilities.cap.nfr()) + 1),
+            fault_records: (capabilities.cap.fault_record_offset(), capabilities.cap.fault_records()),
             fault_index: 0,
             root_table: RootTableAddress::from_bits(0),
             enable_remapping: false,
@@ -108,7 +108,7 @@ impl Registers {
         const PAGE_ADDRESS: u64 = !0xfff;
         self.writable64(offset::RTADDR, PAGE_ADDRESS | 0xc00 | if ecap.ssirws() { 0x80 } else { 0 });
         self.register_invalidation_attributes();
-        self.clearable32(offset::FSTS, 0x71);
+        self.clearable32(offset::FSTS, FaultStatus::WRITE_1_TO_CLEAR.into_bits());
         self.event(Event::Fault);
         let (base, count) = self.fault_records;
         for record in 0..u64::from(count) {
