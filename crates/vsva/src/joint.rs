@@ -85,7 +85,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Joint<M> {
         functions.push(Arc::clone(&assigned));
         drop(functions);
         // What the guest announces meanwhile is heard already.
-        assigned.sync_all(Scope::All);
+        assigned.sync(Scope::All);
         assigned
     }
 }
@@ -101,30 +101,37 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Drop for Joint<M> {
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Ear<M> {
-    fn each(&self, mut f: impl FnMut(&Assigned<M>)) {
-        let functions = self.functions.read().unwrap_or_else(PoisonError::into_inner).clone();
-        for function in &functions {
-            f(function);
-        }
+    fn functions(&self) -> Vec<Arc<Assigned<M>>> {
+        self.functions.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn each(&self, f: impl FnMut(&Arc<Assigned<M>>)) {
+        self.functions().iter().for_each(f);
+    }
+
+    /// Has the functions that it concerns follow the guest's tables.
+    fn sync(&self, concerns: impl Fn(&Assigned<M>) -> bool, scope: Scope) {
+        let functions: Vec<_> = self.functions().into_iter().filter(|function| concerns(function)).collect();
+        functions.iter().for_each(|function| function.sync_entries(scope));
+        functions.iter().for_each(|function| function.settle());
     }
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Observer for Ear<M> {
     fn invalidated(&self, descriptor: &Descriptor) {
         match descriptor {
-            Descriptor::ContextCache(context) => self.each(|function| {
-                let named =
-                    context.granularity != ContextGranularity::Device || context.names(function.source_id());
+            Descriptor::ContextCache(context) => {
+                let all = context.granularity != ContextGranularity::Device;
                 // Also what was found through the context: some guests leave the PASID cache to it.
-                if named {
-                    function.sync_all(Scope::All);
+                self.sync(|function| all || context.names(function.source_id()), Scope::All);
+            }
+            Descriptor::PasidCache(pasids) => match pasids.granularity {
+                PasidCacheGranularity::Global => self.sync(|_| true, Scope::All),
+                PasidCacheGranularity::Domain => self.sync(|_| true, Scope::Domain(pasids.did)),
+                PasidCacheGranularity::Pasid => {
+                    self.each(|function| function.sync_pasid(pasids.did, pasids.pasid));
                 }
-            }),
-            Descriptor::PasidCache(pasids) => self.each(|function| match pasids.granularity {
-                PasidCacheGranularity::Global => function.sync_all(Scope::All),
-                PasidCacheGranularity::Domain => function.sync_all(Scope::Domain(pasids.did)),
-                PasidCacheGranularity::Pasid => function.sync_pasid(pasids.did, pasids.pasid),
-            }),
+            },
             Descriptor::Iotlb(iotlb) => self.each(|function| {
                 let scope = match iotlb.granularity {
                     IotlbGranularity::Global => Scope::All,
@@ -154,7 +161,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Observer for Ear<M> {
     }
 
     fn remapping_changed(&self) {
-        self.each(|function| function.sync_all(Scope::All));
+        self.sync(|_| true, Scope::All);
     }
 
     fn reset(&self) {

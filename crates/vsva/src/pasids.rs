@@ -75,6 +75,11 @@ impl HostPasids {
         }
     }
 
+    /// PASIDs that are in use.
+    pub(crate) fn held(&self) -> usize {
+        self.state().in_use.len()
+    }
+
     /// Gives everything back that the guest had allocated itself: the machine is reset.
     pub(crate) fn release_commanded(&self) {
         let mut state = self.state();

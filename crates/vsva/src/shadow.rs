@@ -30,6 +30,23 @@ pub(crate) enum WithoutPasid {
     Attached(Attachment, Option<(Pasid, DomainId)>),
 }
 
+impl WithoutPasid {
+    pub(crate) fn attachment(self) -> Option<Attachment> {
+        match self {
+            Self::Blocked => None,
+            Self::Attached(to, _) => Some(to),
+        }
+    }
+
+    /// RID_PASID and domain-id of the entry behind it.
+    pub(crate) fn entry(self) -> Option<(Pasid, DomainId)> {
+        match self {
+            Self::Blocked => None,
+            Self::Attached(_, entry) => entry,
+        }
+    }
+}
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Shadow {

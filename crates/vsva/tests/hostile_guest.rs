@@ -7,36 +7,25 @@
 mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rig::common::descriptors as d;
 use rig::common::{Guest, PASID_DIRECTORY, SOURCE_ID, entry, pasid};
-use rig::ledger::Ledger;
 use rig::{Device, Rig};
 use vm_memory::{Bytes, GuestAddress};
-use vsva::{Attachment, DeviceId, HostIommu, Joint, SoftHostConfig};
+use vsva::{Attachment, SoftHostConfig};
 use vtd_spec::descriptors::{IotlbGranularity, PasidCacheGranularity};
 use vtd_spec::{
-    AddressRange, Descriptor, DomainId, FaultReason, Pasid, PasidDirectoryEntry, PasidEntry,
-    PasidGranularTranslationType, ResponseCode, SourceId,
+    AddressRange, Descriptor, DomainId, FaultReason, FaultRequestType, Pasid, PasidDirectoryEntry,
+    PasidEntry, PasidGranularTranslationType, ResponseCode, SourceId,
 };
 use vtd_unit::{Endpoint, FirstStageTable, PageRequest, Requester, UnitConfig};
 
-const DEVICE: DeviceId = DeviceId(1);
 const ADDRESS: u64 = 0x7f00_0000_0000;
 
 fn global() -> Descriptor {
     d::pasid_cache(PasidCacheGranularity::Global, DomainId(0), Pasid::ZERO)
-}
-
-/// A guest joined to nothing but books.
-fn books(quota: usize) -> (Guest, Arc<Ledger>, Joint<rig::common::Memory>) {
-    let guest = Guest::new();
-    let ledger = Ledger::new(false, quota);
-    let joint = Joint::new(&guest.unit, Arc::clone(&ledger) as Arc<dyn HostIommu>, None).unwrap();
-    (guest, ledger, joint)
 }
 
 /// A device that another guest program uses, and that nothing may disturb.
@@ -184,48 +173,89 @@ fn aliased_leaf_tables_cost_a_bounded_time_and_no_more_than_the_quota() {
     bystander.goes_on(&rig, 0x77);
 }
 
+/// One DMA by a PASID that the host has nothing for, and the reason that the guest reads of it.
+fn fault_of(rig: &Rig, number: Pasid) -> FaultReason {
+    rig.guest.take_faults();
+    assert!(rig.port.write(Guest::with_pasid(number), ADDRESS, &[1]).is_err());
+    rig.eventually("a record", || rig.guest.read32(vtd_spec::offset::FSTS) & 2 != 0);
+    let faults = rig.guest.take_faults();
+    assert_eq!((faults.len(), faults[0].sid(), faults[0].pv()), (1, SOURCE_ID, number));
+    assert_eq!((faults[0].fi(), faults[0].request_type()), (ADDRESS, FaultRequestType::Write));
+    *FaultReason::ALL.iter().find(|reason| reason.code() == faults[0].fr()).unwrap()
+}
+
 #[test]
-fn pasids_out_of_range_and_reserved_bits_bind_nothing_and_are_faults() {
-    // 10 PASID bits: what lies behind them in the directory is nobody's.
-    let rig = Rig::with(&UnitConfig { pss: 9, ..UnitConfig::default() }, &SoftHostConfig::default());
-    for number in [0x400, 0x401, 0xf_ffff] {
-        rig.guest.write_pasid_entry(pasid(number), Guest::first_stage(DomainId(1), 0x100_0000));
-        rig.guest.submit_all(&[d::pasid_cache_entry(DomainId(1), pasid(number)), global()]);
-        assert!(rig.port.write(Guest::with_pasid(pasid(number)), ADDRESS, &[1]).is_err());
-    }
-    assert_eq!(rig.assigned.bound_count(), 0);
-    let valid = Guest::first_stage(DomainId(1), 0x100_0000);
-    let with_bit = |word: usize, bit: u32| {
-        let mut qwords = valid.to_qwords();
-        qwords[word] |= 1 << bit;
-        PasidEntry::from_qwords(qwords)
-    };
-    for (entry, why) in [
-        (valid.with_pgtt_bits(0), "type 0"),
-        (valid.with_pgtt_bits(6), "type 6"),
-        (valid.with_pgtt(PasidGranularTranslationType::SecondStage), "a stage that it lacks"),
-        (valid.with_pgtt(PasidGranularTranslationType::Nested), "stages that it lacks"),
-        (valid.with_sre(true), "supervisor requests, which it lacks"),
-        (valid.with_eafe(true), "the extended-accessed flag, which it lacks"),
-        (valid.with_fspm(2), "a paging mode that does not exist"),
-        (valid.with_fsptptr(1 << 50), "an address beyond the host address width"),
-        (with_bit(0, 10), "a reserved bit"),
-        (with_bit(1, 63), "a reserved bit"),
-        (with_bit(6, 0), "a reserved bit"),
-    ] {
-        rig.guest.write_pasid_entry(pasid(5), entry);
+fn pasids_out_of_range_and_reserved_bits_bind_nothing_and_are_the_specifications_faults() {
+    use FaultReason as R;
+    for identical_pasids in [false, true] {
+        // 10 PASID bits: what lies behind them in the directory is nobody's.
+        let host = SoftHostConfig { identical_pasids, ..SoftHostConfig::default() };
+        let rig = Rig::with(&UnitConfig { pss: 9, ..UnitConfig::default() }, &host);
+        for number in [0x400, 0x401, 0xf_ffff] {
+            rig.guest.write_pasid_entry(pasid(number), Guest::first_stage(DomainId(1), 0x100_0000));
+            rig.guest.submit_all(&[d::pasid_cache_entry(DomainId(1), pasid(number)), global()]);
+            assert_eq!(fault_of(&rig, pasid(number)), R::Sgn10);
+        }
+        assert_eq!(rig.assigned.bound_count(), 0);
+        let valid = Guest::first_stage(DomainId(1), 0x100_0000);
+        let with_bit = |word: usize, bit: u32| {
+            let mut qwords = valid.to_qwords();
+            qwords[word] |= 1 << bit;
+            PasidEntry::from_qwords(qwords)
+        };
+        for (entry, reason, why) in [
+            (valid.with_p(false), R::Spt2, "not present"),
+            (valid.with_pgtt_bits(0), R::Spt4_1, "type 0"),
+            (valid.with_pgtt_bits(6), R::Spt4_1, "type 6"),
+            (valid.with_pgtt(PasidGranularTranslationType::SecondStage), R::Spt4_1, "a stage that it lacks"),
+            (valid.with_pgtt(PasidGranularTranslationType::Nested), R::Spt4_1, "stages that it lacks"),
+            (valid.with_sre(true), R::Spt3, "supervisor requests, which it lacks"),
+            (valid.with_eafe(true), R::Spt3, "the extended-accessed flag, which it lacks"),
+            (valid.with_fspm(2), R::Spt4_1, "a paging mode that does not exist"),
+            (valid.with_fsptptr(1 << 50), R::Spt3, "an address beyond the host address width"),
+            (with_bit(0, 10), R::Spt3, "a reserved bit"),
+            (with_bit(1, 63), R::Spt3, "a reserved bit"),
+            (with_bit(6, 0), R::Spt3, "a reserved bit"),
+        ] {
+            rig.guest.write_pasid_entry(pasid(5), entry);
+            rig.guest.submit(&global());
+            assert_eq!(rig.assigned.bound_count(), 0, "{why}");
+            assert_eq!(fault_of(&rig, pasid(5)).code(), reason.code(), "{why}");
+        }
+        // And what lies before the entry: the directory, and the context.
+        let directory = PASID_DIRECTORY + 8 * (0x3c0 >> 6);
+        for (bits, reason) in [(0, R::Spd2), (0x101 << 4 | 1, R::Spd3), (1 << 40 | 1, R::Spt1)] {
+            rig.guest.store(directory, bits);
+            rig.guest.submit(&global());
+            assert_eq!(fault_of(&rig, pasid(0x3c5)), reason, "{bits:#x}");
+        }
+        let context = Guest::context();
+        for (entry, reason) in [
+            (context.with_paside(false), R::Sct6),
+            (context.with_present(false), R::Sct2),
+            (context.with_pasid_dir_ptr(1 << 40), R::Spd1),
+        ] {
+            rig.guest.write_context(SOURCE_ID, entry);
+            rig.guest.submit(&d::context_device(SOURCE_ID));
+            assert_eq!(fault_of(&rig, pasid(5)), reason);
+        }
+        // A directory that is smaller than what PASIDs could be.
+        let rig = Rig::with(&UnitConfig::default(), &host);
+        rig.guest.write_context(SOURCE_ID, context.with_pdts(0));
+        rig.guest.write_pasid_entry(pasid(1 << 13), valid);
+        rig.guest.submit(&d::context_device(SOURCE_ID));
+        assert_eq!(fault_of(&rig, pasid(1 << 13)), R::Sct7);
+        // RID_PASID is not for requests with PASID.
+        rig.guest.write_pasid_entry(Pasid::ZERO, valid);
         rig.guest.submit(&global());
-        assert_eq!(rig.assigned.bound_count(), 0, "{why}");
-        assert!(rig.port.write(Guest::with_pasid(pasid(5)), ADDRESS, &[1]).is_err());
-        rig.eventually("a record", || rig.guest.read32(vtd_spec::offset::FSTS) & 2 != 0);
-        rig.guest.take_faults();
+        assert_eq!(fault_of(&rig, Pasid::ZERO), R::Sct9);
     }
 }
 
 #[test]
 fn an_entry_that_is_rewritten_while_it_is_read_is_one_of_its_versions() {
-    let (guest, ledger, joint) = books(1000);
-    let assigned = joint.assign(SOURCE_ID, DEVICE);
+    let (rig, ledger) = Rig::with_ledger(&UnitConfig::default(), &SoftHostConfig::default());
+    let (guest, device) = (&rig.guest, rig.device);
     let number = pasid(7);
     // Addresses that go with a number of levels, and one that goes with a reserved value of it.
     let version = |index: u64| {
@@ -237,6 +267,8 @@ fn an_entry_that_is_rewritten_while_it_is_read_is_one_of_its_versions() {
     let at = guest.pasid_entry_address(number);
     let stop = AtomicBool::new(false);
     let seen = std::thread::scope(|scope| {
+        // Meanwhile the device uses whatever is there.
+        scope.spawn(|| traffic(&rig.port, &stop));
         scope.spawn(|| {
             let mut index = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -260,8 +292,15 @@ fn an_entry_that_is_rewritten_while_it_is_read_is_one_of_its_versions() {
                 Attachment::Nested(table) => Some((table.address, table.levels)),
                 Attachment::SecondStage => None,
             }));
-            let bound: BTreeMap<_, _> = assigned.bound().into_iter().map(|(at, _, to)| (at, to)).collect();
-            assert_eq!(ledger.reached(DEVICE), bound, "shadow and host");
+            let bound: BTreeMap<_, _> =
+                rig.assigned.bound().into_iter().map(|(at, _, to)| (at, to)).collect();
+            assert_eq!(ledger.reached(device), bound, "shadow and host");
+            // What the host's own entry says is the same.
+            for (_, host, to) in rig.assigned.bound() {
+                let Attachment::Nested(table) = to else { panic!("{to:?}") };
+                let entry = rig.host.entry(device, host).unwrap();
+                assert_eq!((entry.fsptptr(), entry.fspm() + 4), (table.address, table.levels));
+            }
         }
         stop.store(true, Ordering::Relaxed);
         seen
@@ -275,7 +314,7 @@ fn an_entry_that_is_rewritten_while_it_is_read_is_one_of_its_versions() {
     guest.write_pasid_entry(number, version(9));
     guest.submit(&global());
     let table = FirstStageTable { address: 0x100_9000, levels: 5, sre: false, eafe: false, wpe: false };
-    assert_eq!(ledger.reached(DEVICE), BTreeMap::from([(number, Attachment::Nested(table))]));
+    assert_eq!(ledger.reached(device), BTreeMap::from([(number, Attachment::Nested(table))]));
 }
 
 #[test]
@@ -407,9 +446,9 @@ fn resets_of_the_machine_at_any_time_leave_nothing_behind() {
             rig.guest.ring();
             (0..round % 5).for_each(|_| std::thread::yield_now());
             rig.guest.unit.reset();
-            assert!(ledger.reached(DEVICE).is_empty(), "nothing of the guest that ran");
+            assert!(ledger.reached(rig.device).is_empty(), "nothing of the guest that ran");
             assert_eq!(rig.host.allocated_pasids(), 0);
-            assert_eq!(ledger.without_pasid(DEVICE), Some(Attachment::SecondStage), "as after power-up");
+            assert_eq!(ledger.without_pasid(rig.device), Some(Attachment::SecondStage), "as after power-up");
             boot(&rig.guest);
         }
         stop.store(true, Ordering::Relaxed);

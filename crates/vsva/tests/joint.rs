@@ -18,7 +18,8 @@ use vtd_spec::descriptors::{
     PasidDeviceTlb, PasidIotlb, PasidIotlbGranularity,
 };
 use vtd_spec::{
-    AddressRange, Descriptor, DomainId, FaultReason, Pasid, PasidGranularTranslationType, SourceId,
+    AddressRange, Descriptor, DomainId, FaultReason, Pasid, PasidEntry, PasidGranularTranslationType,
+    SourceId,
 };
 use vtd_unit::{
     Access, PageGroupResponse, PageRequest, Requester, ResponseCode, UnitConfig, VirtualCommandEncoding,
@@ -41,6 +42,8 @@ struct Host {
     refuse: Mutex<Option<HostError>>,
     events: Mutex<Option<Weak<dyn HostEvents>>>,
     identical: bool,
+    /// PASIDs that may be allocated at a time.
+    quota: Mutex<usize>,
     /// Invalidations done per call.
     pace: usize,
 }
@@ -53,6 +56,7 @@ impl Host {
             refuse: Mutex::default(),
             events: Mutex::default(),
             identical,
+            quota: Mutex::new(usize::MAX),
             pace: usize::MAX,
         })
     }
@@ -90,6 +94,9 @@ impl HostIommu for Host {
 
     fn allocate_pasid(&self) -> Result<Pasid, HostError> {
         let mut allocated = self.allocated.lock().unwrap();
+        if allocated.len() >= *self.quota.lock().unwrap() {
+            return Err(HostError::NoPasid);
+        }
         let free = (1000..1000 + 20_000).find(|number| !allocated.contains(number));
         let number = free.ok_or(HostError::NoPasid)?;
         allocated.insert(number);
@@ -431,6 +438,88 @@ fn a_refused_attachment_leaves_the_old_and_is_a_fault_for_the_guest() {
 }
 
 #[test]
+fn what_stays_after_a_refusal_goes_by_the_domain_that_the_guest_now_names() {
+    for number in [5, 0] {
+        let rig = rig();
+        rig.guest.bind(pasid(number));
+        rig.guest.submit(&psi(1, number));
+        rig.host.take();
+        *rig.host.refuse.lock().unwrap() = Some(HostError::Levels(5));
+        // Another table in another domain: announced by the old one, as the unit has it cached.
+        rig.guest.write_pasid_entry(pasid(number), Guest::first_stage(DomainId(7), rig.guest.page()));
+        rig.guest.submit(&psi(1, number));
+        assert_eq!(rig.host.take(), []);
+        // The guest takes away what it believes to be there.
+        rig.guest.write_pasid_entry(pasid(number), Default::default());
+        rig.guest.submit(&psi(7, number));
+        let gone = match number {
+            0 => vec![Call::Block(None)],
+            _ => vec![Call::Translate(5, None), Call::Block(Some(1000))],
+        };
+        assert_eq!(rig.host.take(), gone, "PASID {number}");
+    }
+}
+
+#[test]
+fn what_was_not_present_may_be_announced_under_domain_zero() {
+    // As it is cached in caching mode.
+    for announcement in [psi(0, 5), pasid_cache(PasidCacheGranularity::Domain, 0, 0)] {
+        let rig = rig();
+        rig.guest.bind(pasid(5));
+        rig.guest.submit(&announcement);
+        assert_eq!(rig.host.take().len(), 2, "{announcement:?}");
+        // What is bound is of its own domain.
+        rig.guest.bind(pasid(5));
+        rig.guest.submit(&announcement);
+        assert_eq!(rig.host.take(), [], "{announcement:?}");
+    }
+}
+
+#[test]
+fn an_entry_that_is_not_announced_is_not_taken_over() {
+    let rig = rig();
+    rig.guest.bind(Pasid::ZERO);
+    rig.guest.submit(&psi(1, 0));
+    rig.host.take();
+    // A kernel is at work on the entry for requests without PASID, while another processor announces something else.
+    rig.guest.write_pasid_entry(Pasid::ZERO, Guest::first_stage(DomainId(1), rig.guest.page()));
+    rig.guest.submit_all(&[psi(1, 5), psi(2, 0), pasid_cache(PasidCacheGranularity::Domain, 2, 0)]);
+    assert_eq!(rig.host.take(), []);
+    rig.guest.submit(&psi(1, 0));
+    assert_eq!(rig.host.take().len(), 1);
+}
+
+#[test]
+fn what_one_announcement_takes_away_makes_room_for_what_it_brings() {
+    let rig = rig();
+    let second = SourceId::new(0, 9, 0);
+    rig.guest.add_function(second);
+    let other = rig.joint.assign(second, DeviceId(2));
+    *rig.host.quota.lock().unwrap() = 3;
+    let table = rig.guest.page();
+    let write = |numbers: [u32; 3], entry: PasidEntry| {
+        numbers.iter().for_each(|number| rig.guest.write_pasid_entry(pasid(*number), entry));
+    };
+    let (first, next) = ([70, 71, 72], [1, 71, 5]);
+    write(first, Guest::first_stage(DomainId(1), table));
+    rig.guest.submit(&pasid_cache(PasidCacheGranularity::Global, 0, 0));
+    assert_eq!((rig.assigned.bound_count(), other.bound_count()), (3, 3));
+    write(first, PasidEntry::new());
+    write(next, Guest::first_stage(DomainId(1), table));
+    rig.guest.submit(&pasid_cache(PasidCacheGranularity::Global, 0, 0));
+    for function in [&rig.assigned, &other] {
+        let bound: Vec<u32> = function.bound().iter().map(|(guest, ..)| guest.get()).collect();
+        assert_eq!(bound, [1, 5, 71]);
+    }
+    assert!(rig.guest.take_faults().is_empty(), "nothing was refused");
+    // One too many is.
+    rig.guest.write_pasid_entry(pasid(2), Guest::first_stage(DomainId(1), table));
+    rig.guest.submit(&pasid_cache(PasidCacheGranularity::Global, 0, 0));
+    assert_eq!(rig.assigned.bound_count(), 3);
+    assert_eq!(rig.guest.take_faults()[0].pv(), pasid(2));
+}
+
+#[test]
 fn faults_of_the_host_are_recorded_with_the_guests_ids() {
     let rig = rig();
     rig.guest.bind(pasid(5));
@@ -445,7 +534,7 @@ fn faults_of_the_host_are_recorded_with_the_guests_ids() {
     let cases = [
         (fault.pasid, fault.reason, 0x85, Some(5)),
         (fault.pasid, FaultReason::Sss2, 0x70, Some(5)),
-        (FaultPasid::Device(pasid(77)), FaultReason::Spt2, 0x59, Some(77)),
+        (FaultPasid::Device(pasid(7)), FaultReason::Spt2, 0x59, Some(7)),
         (FaultPasid::None, FaultReason::Sfs2, 0x71, None),
     ];
     for (index, (from, reason, code, guest)) in cases.into_iter().enumerate() {

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use rig::common::descriptors as d;
 use rig::common::{Guest, PAGE_REQUEST_QUEUE, SOURCE_ID, Sink, entry, pasid};
-use rig::{Device, Rig};
+use rig::{Device, Rig, pasid_cache, piotlb_all};
 use vm_memory::{Bytes, GuestAddress};
 use vsva::{Event, SoftHostConfig, Tracer};
 use vtd_spec::registers::offset;
-use vtd_spec::{Descriptor, PageRequestDescriptor, Pasid, ResponseCode, SourceId};
+use vtd_spec::{AddressRange, Descriptor, PageRequestDescriptor, Pasid, ResponseCode, SourceId};
 use vtd_unit::{DmaError, PageGroupResponse, PageRequest, Requester, UnitConfig};
 
 const ADDRESS: u64 = 0x7f00_0000_0000;
@@ -78,106 +78,138 @@ fn await_requests(rig: &Rig, count: usize) -> Vec<PageRequestDescriptor> {
     taken.into_inner().unwrap()
 }
 
+const GROUPS: u64 = 125;
+const PAGES: u64 = 4;
+const OUTSTANDING: usize = 8;
+/// The last groups of a process, which its kernel does not answer at all.
+const UNANSWERED: u64 = 6;
+
+fn page_of(group: u64, page: u64) -> u64 {
+    ADDRESS + (group * PAGES + page) * 4096
+}
+
+fn group_index(group: u64) -> u16 {
+    (group * 37 % 512) as u16
+}
+
+/// What the kernel says of a group.
+fn verdict(group: u64) -> Option<ResponseCode> {
+    match group % 5 {
+        _ if group >= GROUPS - UNANSWERED => None,
+        1 => Some(ResponseCode::InvalidRequest),
+        2 => Some(ResponseCode::ResponseFailure),
+        _ => Some(ResponseCode::Success),
+    }
+}
+
+/// A device that wants all pages of a process, some groups at a time, until all but the unanswered ones are answered.
+fn want_all_pages(device: &Device, of: Pasid) {
+    let requester = Guest::with_pasid(of);
+    let mut waiting: HashMap<u16, u64> = HashMap::new();
+    let (mut next, mut heard) = (0, 0);
+    while (heard as u64) < GROUPS - UNANSWERED || next < GROUPS {
+        while next < GROUPS && waiting.len() < OUTSTANDING {
+            // What DMA says of the page, then a request for all pages of its group, the first one last.
+            let error = device.port.write(requester, page_of(next, 0), &[1]).unwrap_err();
+            assert!(matches!(error, DmaError::PageFault { .. }), "{error}");
+            for page in [2, 1, 3, 0] {
+                let last = page == 0;
+                device.port.page_request(request(Some(of), page_of(next, page), last, group_index(next)));
+            }
+            waiting.insert(group_index(next), next);
+            next += 1;
+        }
+        let responses: Vec<PageGroupResponse> = device.sink.responses.lock().unwrap()[heard..].to_vec();
+        heard += responses.len();
+        for response in responses {
+            let group = waiting.remove(&response.group).expect("a group that waits");
+            assert_eq!((response.pasid, Some(response.code)), (Some(of), verdict(group)));
+            for page in 0..PAGES {
+                let data = [(group * PAGES + page) as u8, 0x77];
+                let written = device.port.write(requester, page_of(group, page) + 8, &data);
+                assert_eq!(written.is_ok(), response.code == ResponseCode::Success);
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The guest's kernel: collects groups of several devices, and answers those that are complete in another order.
+fn serve_all_pages(rig: &Rig, devices: usize) {
+    let mut partial: HashMap<(u16, u32, u16), Vec<u64>> = HashMap::new();
+    let mut complete: Vec<(PageRequestDescriptor, Vec<u64>)> = Vec::new();
+    let mut done = 0;
+    let started = std::time::Instant::now();
+    while done < devices as u64 * GROUPS {
+        assert!(started.elapsed().as_secs() < 60, "{done} groups after a minute");
+        for taken in take_requests(&rig.guest) {
+            let key = (taken.rid().0, taken.pasid().get(), taken.prgi());
+            let pages = partial.entry(key).or_default();
+            pages.push(taken.addr());
+            if taken.lpig() {
+                complete.push((taken, partial.remove(&key).unwrap()));
+            }
+        }
+        // The youngest first.
+        let Some((last, pages)) = complete.pop() else {
+            std::thread::yield_now();
+            continue;
+        };
+        let group = (last.addr() - ADDRESS) / 4096 / PAGES;
+        let whole = [2, 1, 3, 0].map(|page| page_of(group, page));
+        assert_eq!(pages, whole, "a whole group, in the order it was sent");
+        let verdict = verdict(group);
+        if verdict == Some(ResponseCode::Success) {
+            pages.iter().for_each(|page| {
+                rig.guest.map(last.pasid(), *page, rig.guest.page(), entry::USER);
+            });
+        }
+        if let Some(code) = verdict {
+            rig.guest.submit(&answer(&last, code));
+        }
+        done += 1;
+    }
+    assert!(partial.is_empty());
+}
+
 #[test]
-fn a_thousand_pages_in_groups_out_of_order() {
-    const GROUPS: u64 = 125;
-    const PAGES: u64 = 4;
-    const OUTSTANDING: usize = 8;
+fn a_thousand_pages_in_groups_out_of_order_with_every_answer_there_is_and_none() {
     let rig = Rig::new();
     let devices = [rig.first(), rig.plug(SourceId::new(0, 9, 0))];
     // Each device has a PASID of its own, and both use the same group indices.
     let pasids = [pasid(5), pasid(0xf_0001)];
     pasids.iter().for_each(|at| rig.bind(*at));
     devices.iter().for_each(|device| device.port.set_ats_enabled(true));
-    let address = |group: u64, page: u64| ADDRESS + (group * PAGES + page) * 4096;
-    let served = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for (device, of) in devices.iter().zip(pasids) {
-            let served = &served;
-            scope.spawn(move || {
-                let mut waiting: HashMap<u16, u64> = HashMap::new();
-                let (mut next, mut heard) = (0, 0);
-                while served_by(served, device) < GROUPS {
-                    while next < GROUPS && waiting.len() < OUTSTANDING {
-                        // What DMA says of the page, then a request for all pages of its group, the first one last.
-                        let requester = Guest::with_pasid(of);
-                        let error = device.port.write(requester, address(next, 0), &[1]).unwrap_err();
-                        assert!(matches!(error, DmaError::PageFault { .. }), "{error}");
-                        let index = (next * 37 % 512) as u16;
-                        for page in [2, 1, 3] {
-                            device.port.page_request(request(Some(of), address(next, page), false, index));
-                        }
-                        device.port.page_request(request(Some(of), address(next, 0), true, index));
-                        waiting.insert(index, next);
-                        next += 1;
-                    }
-                    let responses: Vec<PageGroupResponse> = {
-                        let all = device.sink.responses.lock().unwrap();
-                        all[heard..].to_vec()
-                    };
-                    heard += responses.len();
-                    for response in responses {
-                        assert_eq!((response.pasid, response.code), (Some(of), ResponseCode::Success));
-                        let group = waiting.remove(&response.group).expect("a group that waits");
-                        for page in 0..PAGES {
-                            let byte = (group * PAGES + page) as u8;
-                            device
-                                .port
-                                .write(Guest::with_pasid(of), address(group, page) + 8, &[byte, 0x77])
-                                .unwrap();
-                        }
-                        count_served(served, device);
-                    }
-                    std::thread::yield_now();
-                }
-            });
+            scope.spawn(move || want_all_pages(device, of));
         }
-        // The guest's kernel: collects groups, and serves those that are complete in another order.
-        let mut partial: HashMap<(u16, u32, u16), Vec<u64>> = HashMap::new();
-        let mut complete: Vec<(PageRequestDescriptor, Vec<u64>)> = Vec::new();
-        let mut done = 0;
-        let started = std::time::Instant::now();
-        while done < 2 * GROUPS {
-            assert!(started.elapsed().as_secs() < 60, "{done} groups after a minute");
-            for taken in take_requests(&rig.guest) {
-                let key = (taken.rid().0, taken.pasid().get(), taken.prgi());
-                let pages = partial.entry(key).or_default();
-                pages.push(taken.addr());
-                if taken.lpig() {
-                    complete.push((taken, partial.remove(&key).unwrap()));
-                }
-            }
-            // The youngest first.
-            if let Some((last, pages)) = complete.pop() {
-                assert_eq!(pages.len() as u64, PAGES, "a whole group, in the order it was sent");
-                for page in pages {
-                    rig.guest.map(last.pasid(), page, rig.guest.page(), entry::USER);
-                }
-                rig.guest.submit(&answer(&last, ResponseCode::Success));
-                done += 1;
-            } else {
-                std::thread::yield_now();
-            }
-        }
-        assert!(partial.is_empty());
+        serve_all_pages(&rig, devices.len());
     });
     for (device, of) in devices.iter().zip(pasids) {
-        assert_eq!(answer_count(&device.sink) as u64, GROUPS, "one answer each");
-        for page in 0..GROUPS * PAGES {
-            let mut data = [0; 2];
-            device.port.read(Guest::with_pasid(of), ADDRESS + page * 4096 + 8, &mut data).unwrap();
-            assert_eq!(data, [page as u8, 0x77]);
+        assert_eq!(answer_count(&device.sink) as u64, GROUPS - UNANSWERED, "one answer each");
+        for group in (0..GROUPS).filter(|group| verdict(*group) == Some(ResponseCode::Success)) {
+            for page in 0..PAGES {
+                let mut data = [0; 2];
+                device.port.read(Guest::with_pasid(of), page_of(group, page) + 8, &mut data).unwrap();
+                assert_eq!(data, [(group * PAGES + page) as u8, 0x77]);
+            }
         }
     }
-}
-
-/// Groups served, eight bits of shift apart for each device.
-fn served_by(served: &AtomicU64, device: &Device) -> u64 {
-    served.load(Ordering::Relaxed) >> (32 * u64::from(device.id.0 - 1)) & 0xffff_ffff
-}
-
-fn count_served(served: &AtomicU64, device: &Device) {
-    served.fetch_add(1 << (32 * u64::from(device.id.0 - 1)), Ordering::Relaxed);
+    // The processes die with what they have not been answered.
+    for (device, of) in devices.iter().zip(pasids) {
+        rig.guest.write_pasid_entry(of, Default::default());
+        rig.guest.submit_all(&[pasid_cache(of), piotlb_all(of)]);
+        rig.guest.queue(&d::pasid_device_tlb(device.source_id, of, AddressRange::ALL));
+        rig.guest.submit_wait(1 << 7);
+        rig.eventually("all answers", || answer_count(&device.sink) as u64 == GROUPS);
+        let got = answers(&device.sink);
+        for group in 0..GROUPS {
+            let code = verdict(group).unwrap_or(ResponseCode::InvalidRequest);
+            assert_eq!(got[&(Some(of), group_index(group))], [code], "group {group}");
+        }
+    }
+    assert_eq!(rig.host.allocated_pasids(), 0);
 }
 
 #[test]

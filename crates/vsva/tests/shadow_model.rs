@@ -90,6 +90,9 @@ enum Operation {
     },
 }
 
+/// What requests without PASID are attached to, and PASID and domain of the entry behind it.
+type WithoutPasid = (Attachment, Option<(u32, u16)>);
+
 /// The tables as the guest has last written them, and what the host must have.
 struct Model {
     entries: BTreeMap<u32, Entry>,
@@ -98,7 +101,8 @@ struct Model {
     enabled: bool,
     /// By function and PASID: domain and attachment.
     bound: [BTreeMap<u32, (u16, Attachment)>; 2],
-    without_pasid: [Option<Attachment>; 2],
+    /// By function.
+    without_pasid: [Option<WithoutPasid>; 2],
 }
 
 fn table_address(table: u8) -> u64 {
@@ -187,12 +191,13 @@ impl Model {
         entry.attachment().filter(|_| reachable).map(|to| (entry.domain(), to))
     }
 
-    /// Every PASID whose entry, old or new, is in scope becomes what the tables say.
+    /// Every PASID whose entry, old or new, is in scope becomes what the tables say. One that was not there is of domain 0.
     fn announced(&mut self, function: usize, in_scope: impl Fn(u32, u16) -> bool) {
         for number in PASIDS {
             let now = self.says(function, number);
             let before = self.bound[function].get(&number).copied();
-            if [now, before].into_iter().flatten().any(|(domain, _)| in_scope(number, domain)) {
+            let domains = [Some(before.map_or(0, |(domain, _)| domain)), now.map(|(domain, _)| domain)];
+            if domains.into_iter().flatten().any(|domain| in_scope(number, domain)) {
                 match now {
                     Some(now) => self.bound[function].insert(number, now),
                     None => self.bound[function].remove(&number),
@@ -200,11 +205,22 @@ impl Model {
             }
         }
         let context = &self.contexts[function];
-        self.without_pasid[function] = match (self.enabled, context.present) {
-            (false, _) => Some(Attachment::SecondStage),
+        let now = match (self.enabled, context.present) {
+            (false, _) => Some((Attachment::SecondStage, None)),
             (true, false) => None,
-            (true, true) => self.entry(context.rid_pasid).attachment(),
+            (true, true) => {
+                let entry = self.entry(context.rid_pasid);
+                entry.attachment().map(|to| (to, Some((context.rid_pasid, entry.domain()))))
+            }
         };
+        let [was, is] = [self.without_pasid[function], now].map(|state| state.and_then(|(_, entry)| entry));
+        if let Some((number, _)) = is.or(was) {
+            let domains = [Some(was.map_or(0, |(_, domain)| domain)), is.map(|(_, domain)| domain)];
+            if !domains.into_iter().flatten().any(|domain| in_scope(number, domain)) {
+                return;
+            }
+        }
+        self.without_pasid[function] = now;
     }
 
     fn all_announced(&mut self) {
@@ -346,7 +362,8 @@ impl System {
             let hosts: BTreeMap<Pasid, Attachment> =
                 assigned.bound().into_iter().map(|(_, host, to)| (host, to)).collect();
             assert_eq!(self.ledger.attached(device), hosts, "nothing else is attached");
-            assert_eq!(self.ledger.without_pasid(device), self.model.without_pasid[function]);
+            let without_pasid = self.model.without_pasid[function].map(|(to, _)| to);
+            assert_eq!(self.ledger.without_pasid(device), without_pasid);
         }
         let held: std::collections::BTreeSet<u32> =
             self.model.bound.iter().flat_map(|bound| bound.keys().copied()).collect();
@@ -383,8 +400,8 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => (number(), any::<bool>()).prop_map(|(pasid, present)| Operation::Table { pasid, present }),
         2 => (0..2usize, context).prop_map(|(function, context)| Operation::Context { function, context }),
         3 => Just(Operation::AnnounceAll),
-        2 => (1..4u16).prop_map(Operation::AnnounceDomain),
-        6 => (number(), 1..3u16)
+        2 => (0..4u16).prop_map(Operation::AnnounceDomain),
+        6 => (number(), 0..3u16)
             .prop_map(|(pasid, domain)| Operation::AnnouncePasid { pasid, domain }),
         2 => prop::option::of(0..2usize).prop_map(|function| Operation::AnnounceContext { function }),
         1 => any::<bool>().prop_map(Operation::Translation),

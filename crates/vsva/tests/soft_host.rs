@@ -173,11 +173,14 @@ fn faults_of_the_physical_unit_are_recorded_in_the_guests() {
     assert_eq!((fault.fr(), fault.pv(), fault.sid()), (0x71, PASID, SOURCE_ID));
     assert_eq!(fault.fi(), ADDRESS);
     rig.guest.write32(vtd_spec::offset::FSTS, 1);
-    // A PASID that the guest never bound.
-    assert!(rig.port.read(Guest::with_pasid(pasid(9)), ADDRESS, &mut [0]).is_err());
-    rig.eventually("a record", || rig.guest.read32(vtd_spec::offset::FSTS) & 2 != 0);
-    let fault = rig.guest.take_fault(1).unwrap();
-    assert_eq!((fault.fr(), fault.pv()), (0x59, pasid(9)));
+    // PASIDs that the guest never bound: in a table of its, and where it has none.
+    for (index, number, code) in [(1, 0x43, 0x59), (2, 9, 0x51)] {
+        assert!(rig.port.read(Guest::with_pasid(pasid(number)), ADDRESS, &mut [0]).is_err());
+        rig.eventually("a record", || rig.guest.read32(vtd_spec::offset::FSTS) & 2 != 0);
+        let fault = rig.guest.take_fault(index).unwrap();
+        assert_eq!((fault.fr(), fault.pv()), (code, pasid(number)));
+        rig.guest.write32(vtd_spec::offset::FSTS, 1);
+    }
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub use endpoint::{
     Requester,
 };
 pub use notify::{Message, Notify};
-pub use observer::{Binding, FirstStageTable, Observer, RequestsWithoutPasid, Translation};
+pub use observer::{Binding, FirstStageTable, LookUp, Observer, RequestsWithoutPasid, Translation};
 pub use pinned::Pinned;
 pub use statistics::Statistics;
 pub use unit::Unit;

@@ -6,14 +6,13 @@
 use std::ops::ControlFlow;
 
 use vm_memory::GuestMemoryBackend;
-use vtd_spec::{Descriptor, DomainId, Pasid, PasidDirectoryEntry, SourceId};
+use vtd_spec::{Descriptor, DomainId, FaultReason, Pasid, SourceId};
 
 use crate::context::Context;
 use crate::endpoint::Requester;
 use crate::fault::Blocked;
-use crate::function::{RequestKind, find_context};
-use crate::memory::load_u64;
-use crate::pasid::{AddressSpace, Stage, read_pasid_entry};
+use crate::function::{RequestKind, find_context, pasid_of};
+use crate::pasid::{AddressSpace, Stage, read_directory_entry, read_pasid_entry, read_table_entry};
 use crate::unit::Unit;
 
 /// Hears what software tells the unit. Called in queue order by the one worker of the queue, with no lock held.
@@ -99,6 +98,15 @@ pub enum RequestsWithoutPasid {
     Blocked,
 }
 
+/// What a unit's tables say of requests, before their address counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LookUp {
+    /// Why they are blocked; `None` where they lead to a valid PASID entry.
+    pub fault: Option<FaultReason>,
+    /// FPD was met on the way: qualified faults leave no record. \[S 7.1.1\]
+    pub fpd: bool,
+}
+
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
     /// How the tables now translate requests of `source_id` without PASID. Reads each entry on the way once.
     pub fn requests_without_pasid(&self, source_id: SourceId) -> RequestsWithoutPasid {
@@ -121,8 +129,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
     }
 
     /// Shows `f` the entries that the tables now hold for requests with PASID, in order of their PASIDs from `first`
-    /// on, until it breaks; none while remapping is off. Reads each directory entry and each PASID entry once; a directory may name one
-    /// table many times, so `f` is what bounds the work.
+    /// on, until it breaks; none while remapping is off, and none whose table is not present or not valid. Reads each
+    /// directory entry and each PASID entry once; a directory may name one table many times, so `f` is what bounds the
+    /// work.
     pub fn bindings(
         &self,
         source_id: SourceId,
@@ -131,19 +140,20 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
     ) {
         let Some(context) = self.context_for_pasids(source_id) else { return };
         let core = self.core();
-        let limit = context.pasid_limit.min(1 << core.capabilities.pasid_bits());
+        let (memory, capabilities) = (&*core.memory, &core.capabilities);
+        let limit = context.pasid_limit.min(1 << capabilities.pasid_bits());
         let mut number = first.get();
         while number < limit {
-            let address = context.directory + u64::from(number >> 6) * 8;
-            let present =
-                load_u64(&*core.memory, address).is_ok_and(|bits| PasidDirectoryEntry::from_bits(bits).p());
             let next = (number | 0x3f) + 1;
-            if present {
+            if let Ok(directory) =
+                read_directory_entry(memory, capabilities, &context, Pasid::truncated(number))
+            {
                 for pasid in (number..next.min(limit)).map(Pasid::truncated) {
                     if !self.names_space(&context, pasid) {
                         continue;
                     }
-                    if f(pasid, self.binding_of(&context, pasid).ok()).is_break() {
+                    let space = read_table_entry(memory, capabilities, &context, directory, pasid);
+                    if f(pasid, space.ok().as_ref().map(Binding::new)).is_break() {
                         return;
                     }
                 }
@@ -152,28 +162,36 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
         }
     }
 
-    /// Whether FPD is set now on the way to the entry for a function's requests with `pasid`, or without any: qualified
-    /// faults of theirs are not recorded. \[S 7.1.1\]
-    pub fn faults_are_suppressed(&self, source_id: SourceId, pasid: Option<Pasid>) -> bool {
-        let suppressed = |blocked: Blocked| blocked.suppressed;
-        let context = match self.context(source_id) {
-            Ok(context) => context,
-            Err(blocked) => return suppressed(blocked),
-        };
-        if context.legacy.is_some() || pasid.is_some_and(|pasid| !self.names_space(&context, pasid)) {
-            return context.fpd;
+    /// What the tables now say of a function's requests with `pasid`, or without any, before their address counts. Reads
+    /// each entry on the way once.
+    pub fn look_up(&self, source_id: SourceId, pasid: Option<Pasid>) -> LookUp {
+        match self.space_of(source_id, pasid) {
+            Ok(fpd) => LookUp { fault: None, fpd },
+            Err(Blocked { reason, suppressed }) => LookUp { fault: Some(reason), fpd: suppressed },
         }
+    }
+
+    /// Whether FPD is set on the way to the entry of requests that it does not block.
+    fn space_of(&self, source_id: SourceId, pasid: Option<Pasid>) -> Result<bool, Blocked> {
         let core = self.core();
-        let pasid = pasid.unwrap_or(context.rid_pasid);
-        read_pasid_entry(&*core.memory, &core.capabilities, &context, pasid)
-            .map_or_else(suppressed, |space| space.fpd)
+        if !core.registers().remapping().enabled {
+            return Ok(false);
+        }
+        let context = self.context(source_id)?;
+        let blocked = |reason| Err(Blocked::new(reason, context.fpd));
+        match (context.legacy, pasid) {
+            (Some(_), Some(_)) => return blocked(FaultReason::Rta2),
+            (Some(space), None) => return Ok(space.fpd),
+            (None, Some(_)) if !context.paside => return blocked(FaultReason::Sct6),
+            (None, _) => {}
+        }
+        let pasid = pasid_of(&context, &core.capabilities, pasid)?;
+        read_pasid_entry(&*core.memory, &core.capabilities, &context, pasid).map(|space| space.fpd)
     }
 
     /// RID_PASID is for requests without PASID alone. \[SCT.9\]
     fn names_space(&self, context: &Context, pasid: Pasid) -> bool {
-        pasid != context.rid_pasid
-            && pasid.get() < context.pasid_limit
-            && pasid.get() < 1 << self.core().capabilities.pasid_bits()
+        pasid_of(context, &self.core().capabilities, Some(pasid)).is_ok()
     }
 
     fn context_for_pasids(&self, source_id: SourceId) -> Option<Context> {

@@ -87,6 +87,17 @@ pub(crate) fn read_pasid_entry<M: GuestMemoryBackend + ?Sized>(
     context: &Context,
     pasid: Pasid,
 ) -> Result<AddressSpace, Blocked> {
+    let directory = read_directory_entry(memory, capabilities, context, pasid)?;
+    read_table_entry(memory, capabilities, context, directory, pasid)
+}
+
+/// Reads the directory entry of the table that `pasid` is in.
+pub(crate) fn read_directory_entry<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    capabilities: &Capabilities,
+    context: &Context,
+    pasid: Pasid,
+) -> Result<PasidDirectoryEntry, Blocked> {
     let address = context.directory + u64::from(pasid.get() >> 6) * 8;
     let directory = load_u64(memory, address).map_err(|_| Blocked::new(FaultReason::Spd1, context.fpd))?;
     let directory = PasidDirectoryEntry::from_bits(directory);
@@ -97,6 +108,18 @@ pub(crate) fn read_pasid_entry<M: GuestMemoryBackend + ?Sized>(
     if directory.reserved(capabilities) {
         return Err(Blocked::new(FaultReason::Spd3, fpd));
     }
+    Ok(directory)
+}
+
+/// Reads the entry of `pasid` in the table that a directory entry names.
+pub(crate) fn read_table_entry<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    capabilities: &Capabilities,
+    context: &Context,
+    directory: PasidDirectoryEntry,
+    pasid: Pasid,
+) -> Result<AddressSpace, Blocked> {
+    let fpd = context.fpd || directory.fpd();
     let address = directory.smptblptr() + u64::from(pasid.get() & 0x3f) * 64;
     let qwords = load_qwords(memory, address).map_err(|_| Blocked::new(FaultReason::Spt1, fpd))?;
     let entry = PasidEntry::from_qwords(qwords);

@@ -17,7 +17,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use vtd_spec::{DomainId, Pasid, SourceId, TranslationTableMode};
 
-pub(crate) use resolve::find_context;
+pub(crate) use resolve::{find_context, pasid_of};
 pub(crate) use translate::is_interrupt_range;
 
 use crate::context::Context;

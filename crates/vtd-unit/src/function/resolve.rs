@@ -12,7 +12,7 @@ use crate::context::{Context, read_context};
 use crate::endpoint::Requester;
 use crate::fault::{AddressType, Blocked};
 use crate::legacy::read_legacy_context;
-use crate::pasid::read_pasid_entry;
+use crate::pasid::{Stage, read_pasid_entry};
 use crate::pasid_translation::PasidTranslation;
 
 impl Cache {
@@ -35,6 +35,11 @@ impl Cache {
             self.iotlb.forget_page(&bound.cached, address);
             if let Some(structures) = &self.structures {
                 structures.forget_page(&bound.tables, address);
+                if let Stage::Second(_) = bound.address_space.stage
+                    && let Some(domain) = self.domains.get(&bound.address_space.domain)
+                {
+                    structures.forget_page(&domain.second, address);
+                }
             }
         }
     }
@@ -89,15 +94,7 @@ impl Cache {
             // Its host has bound nothing to this PASID of the device.
             return Err(Blocked { reason: FaultReason::Spt2, suppressed: true });
         };
-        let pasid = match host {
-            None => context.rid_pasid,
-            Some(pasid) if u64::from(pasid.get()) >= 2 << capabilities.ecap.pss() => {
-                return blocked(FaultReason::Sgn10);
-            }
-            Some(pasid) if pasid.get() >= context.pasid_limit => return blocked(FaultReason::Sct7),
-            Some(pasid) if pasid == context.rid_pasid => return blocked(FaultReason::Sct9),
-            Some(pasid) => pasid,
-        };
+        let pasid = pasid_of(&context, capabilities, host)?;
         let key = Key::new(requester.pasid);
         if !self.spaces.contains_key(&key) {
             let address_space = match context.legacy {
@@ -165,6 +162,23 @@ impl Cache {
                 self.device_spaces.remove(&Key::device(requester));
             }
         }
+    }
+}
+
+/// The PASID whose entry requests with `pasid`, or without any, use.
+pub(crate) fn pasid_of(
+    context: &Context,
+    capabilities: &Capabilities,
+    pasid: Option<Pasid>,
+) -> Result<Pasid, Blocked> {
+    let blocked = |reason| Err(Blocked::new(reason, context.fpd));
+    match pasid {
+        None => Ok(context.rid_pasid),
+        Some(pasid) if u64::from(pasid.get()) >= 2 << capabilities.ecap.pss() => blocked(FaultReason::Sgn10),
+        Some(pasid) if pasid.get() >= context.pasid_limit => blocked(FaultReason::Sct7),
+        // RID_PASID is for requests without PASID alone.
+        Some(pasid) if pasid == context.rid_pasid => blocked(FaultReason::Sct9),
+        Some(pasid) => Ok(pasid),
     }
 }
 

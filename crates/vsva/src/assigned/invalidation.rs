@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Invalidations on their way down: collected, and in effect on the host before the guest's wait completes.
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::{AddressRange, DomainId, Pasid};
+use vtd_unit::DeviceTlbInvalidation;
+
+use super::sync::Scope;
+use super::{Assigned, Changes};
+use crate::host::{Attachment, Invalidation, InvalidationKind};
+use crate::shadow::{Bound, WithoutPasid};
+use crate::trace::Event;
+
+/// Invalidations that are collected before they go down without a wait descriptor having asked.
+const BATCH: usize = 256;
+
+/// Times a host is given a batch of which it does nothing.
+const INVALIDATE_TRIES: usize = 3;
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
+    /// An invalidation of the guest's first stage: of one PASID in a domain.
+    pub(crate) fn invalidate_pasid(
+        &self,
+        domain: DomainId,
+        pasid: Pasid,
+        range: AddressRange,
+        leaf_only: bool,
+    ) {
+        let mut changes = self.changes();
+        let (bound, without) = {
+            let shadow = self.shadow();
+            let bound = shadow.bound(pasid).filter(|bound| bound.domain == domain);
+            let without = matches!(shadow.without_pasid,
+                WithoutPasid::Attached(Attachment::Nested(_), Some(entry)) if entry == (pasid, domain));
+            (bound, without)
+        };
+        let kind = InvalidationKind::Iotlb { leaf_only };
+        if let Some(bound) = bound {
+            self.push(&mut changes, Some(bound.host), range, kind);
+        }
+        if without {
+            self.push(&mut changes, None, range, kind);
+        }
+    }
+
+    /// An invalidation of everything that a first stage has a part in: in a domain, or all.
+    pub(crate) fn invalidate_first_stages(&self, scope: Scope) {
+        let mut changes = self.changes();
+        let kind = InvalidationKind::Iotlb { leaf_only: false };
+        let (hosts, without) = {
+            let shadow = self.shadow();
+            let nested = |bound: &Bound| matches!(bound.attachment, Attachment::Nested(_));
+            let hosts: Vec<Pasid> = shadow
+                .guests_from(Pasid::ZERO)
+                .filter(|(_, bound)| nested(bound) && scope.is_of(bound))
+                .map(|(_, bound)| bound.host)
+                .collect();
+            let without = match shadow.without_pasid {
+                WithoutPasid::Attached(Attachment::Nested(_), Some((_, domain))) => {
+                    scope == Scope::All || scope == Scope::Domain(domain)
+                }
+                _ => false,
+            };
+            (hosts, without)
+        };
+        for host in hosts {
+            self.push(&mut changes, Some(host), AddressRange::ALL, kind);
+        }
+        if without {
+            self.push(&mut changes, None, AddressRange::ALL, kind);
+        }
+    }
+
+    pub(super) fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
+        let mut changes = self.changes();
+        let (range, kind) = (invalidation.range, InvalidationKind::DeviceTlb);
+        if invalidation.global {
+            let hosts: Vec<Pasid> =
+                self.shadow().guests_from(Pasid::ZERO).map(|(_, bound)| bound.host).collect();
+            for host in hosts {
+                self.push(&mut changes, Some(host), range, kind);
+            }
+            return;
+        }
+        match invalidation.pasid {
+            None => self.push(&mut changes, None, range, kind),
+            Some(guest) => {
+                // A PASID that is not bound has nothing cached: unbinding has emptied it.
+                let bound = {
+                    let mut shadow = self.shadow();
+                    shadow.note_drain(guest);
+                    shadow.bound(guest)
+                };
+                if let Some(bound) = bound {
+                    self.push(&mut changes, Some(bound.host), range, kind);
+                }
+            }
+        }
+    }
+
+    fn push(&self, changes: &mut Changes, pasid: Option<Pasid>, range: AddressRange, kind: InvalidationKind) {
+        let invalidation = Invalidation { device: self.device, pasid, range, kind };
+        self.trace(&Event::Invalidate(invalidation));
+        changes.batch.push(invalidation);
+        if changes.batch.len() >= BATCH {
+            self.flush(changes);
+        }
+    }
+
+    /// Everything heard so far is in effect on the host when this returns.
+    pub(crate) fn complete(&self, page_request_drain: bool) {
+        self.flush(&mut self.changes());
+        // A guest that drains a PASID owes no more answers: whatever still waits gets one now.
+        let drained = self.shadow().take_drained(page_request_drain);
+        for guest in drained {
+            self.abandon(Some(Some(guest)));
+        }
+    }
+
+    pub(super) fn flush(&self, changes: &mut Changes) {
+        let batch = &mut changes.batch;
+        let mut tries = 0;
+        while !batch.is_empty() {
+            let done = self.host.invalidate(batch).min(batch.len());
+            batch.drain(..done);
+            tries = if done == 0 { tries + 1 } else { 0 };
+            if tries == INVALIDATE_TRIES {
+                // Stale translations must not survive: rather none at all, until the guest announces an entry again.
+                tracing::error!(function = %self.source_id, "the host does not invalidate: unbinding what it concerns");
+                for invalidation in batch.drain(..) {
+                    let guest = invalidation.pasid.map(|host| self.shadow().guest(host));
+                    match guest {
+                        None => self.detach_without_pasid(),
+                        Some(Some(guest)) => self.detach(guest),
+                        Some(None) => {}
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The host's attachments follow the guest's tables: entries are read, compared with the shadow, attached, replaced and
+//! detached.
+
+use std::ops::ControlFlow;
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::{DomainId, Pasid};
+use vtd_unit::{Access, Binding, Requester};
+
+use super::{Assigned, Changes};
+use crate::host::{Attachment, HostError};
+use crate::shadow::{Bound, WithoutPasid, attachment, without_pasid};
+use crate::trace::Event;
+
+/// Which entries a PASID-cache invalidation concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scope {
+    All,
+    Domain(DomainId),
+}
+
+impl Scope {
+    /// Whether it concerns an entry that was `before` and is `now`, each by its domain-id.
+    fn holds(self, before: Option<DomainId>, now: Option<DomainId>) -> bool {
+        let Self::Domain(domain) = self else { return true };
+        // What was not present or not valid is cached under domain 0 in caching mode. [S 6.1]
+        before.unwrap_or_default() == domain || now == Some(domain)
+    }
+
+    /// Whether something that is bound is of the scope.
+    pub(super) fn is_of(self, bound: &Bound) -> bool {
+        match self {
+            Self::All => true,
+            Self::Domain(domain) => bound.domain == domain,
+        }
+    }
+}
+
+/// A new binding for which the host had no PASID left.
+pub(super) struct Waiting {
+    guest: Pasid,
+    to: Attachment,
+    domain: DomainId,
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
+    /// Reads all entries in scope and attaches, replaces and detaches until the host has what they say.
+    pub(crate) fn sync(&self, scope: Scope) {
+        self.sync_entries(scope);
+        self.settle();
+    }
+
+    /// As [`Self::sync`], but for bindings that find no PASID left. They are for [`Self::settle`], once all functions have
+    /// given back what they no longer use.
+    pub(crate) fn sync_entries(&self, scope: Scope) {
+        let mut changes = self.changes();
+        if changes.closed {
+            return;
+        }
+        changes.waiting.clear();
+        changes.beyond = None;
+        self.sync_without_pasid(&mut changes, |_, before, now| scope.holds(before, now));
+        // Bound PASIDs from here on have not been looked at.
+        let mut next = 0;
+        self.unit.bindings(self.source_id, Pasid::ZERO, &mut |pasid, binding| {
+            self.unbind_between(&mut changes, next, pasid.get(), scope);
+            self.sync_entry(&mut changes, pasid, binding, scope);
+            next = pasid.get() + 1;
+            ControlFlow::Continue(())
+        });
+        self.unbind_between(&mut changes, next, Pasid::MAX.get() + 1, scope);
+    }
+
+    /// Binds what has found no PASID so far; what still finds none is refused.
+    pub(crate) fn settle(&self) {
+        let mut changes = self.changes();
+        if changes.closed {
+            return;
+        }
+        for Waiting { guest, to, domain } in std::mem::take(&mut changes.waiting) {
+            if let Err(error) = self.bind_new(&mut changes, guest, to, domain) {
+                self.refused(Some(guest), error);
+            }
+        }
+        if let Some(guest) = changes.beyond.take() {
+            self.refused(Some(guest), HostError::NoPasid);
+        }
+    }
+
+    /// Reads the entry of one PASID, where the guest's or the shadow's names `domain`.
+    pub(crate) fn sync_pasid(&self, domain: DomainId, pasid: Pasid) {
+        {
+            let mut changes = self.changes();
+            if changes.closed {
+                return;
+            }
+            let scope = Scope::Domain(domain);
+            let binding = self.unit.binding(self.source_id, pasid);
+            self.sync_entry(&mut changes, pasid, binding, scope);
+            self.sync_without_pasid(&mut changes, |rid_pasid, before, now| {
+                rid_pasid == Some(pasid) && scope.holds(before, now)
+            });
+        }
+        self.settle();
+    }
+
+    /// Detaches what is bound in `first..end`, whose tables are gone.
+    pub(super) fn unbind_between(&self, changes: &mut Changes, first: u32, end: u32, scope: Scope) {
+        let Some(first) = Pasid::new(first) else { return };
+        let gone: Vec<Pasid> = self
+            .shadow()
+            .guests_from(first)
+            .take_while(|(guest, _)| guest.get() < end)
+            .filter(|(_, bound)| scope.is_of(bound))
+            .map(|(guest, _)| guest)
+            .collect();
+        for guest in gone {
+            self.unbind(changes, guest);
+        }
+    }
+
+    fn sync_entry(&self, changes: &mut Changes, guest: Pasid, binding: Option<Binding>, scope: Scope) {
+        let before = self.shadow().bound(guest);
+        if !scope.holds(before.map(|bound| bound.domain), binding.map(|binding| binding.domain)) {
+            return;
+        }
+        match (before, binding.and_then(|binding| Some((attachment(&binding)?, binding.domain)))) {
+            (None, None) => {}
+            (Some(_), None) => self.unbind(changes, guest),
+            (Some(bound), Some((to, domain))) if bound.attachment == to => {
+                if bound.domain != domain {
+                    // The host has domain-ids of its own.
+                    self.shadow().insert(guest, Bound { domain, ..bound });
+                }
+            }
+            (before, Some((to, domain))) => self.bind(changes, guest, before.is_some(), to, domain),
+        }
+    }
+
+    fn bind(&self, changes: &mut Changes, guest: Pasid, replaces: bool, to: Attachment, domain: DomainId) {
+        self.flush(changes);
+        // A host that did not invalidate has lost it.
+        let bound = self.shadow().bound(guest).filter(|_| replaces);
+        if let Some(bound) = bound {
+            return self.rebind(guest, bound, to, domain);
+        }
+        match self.bind_new(changes, guest, to, domain) {
+            Ok(()) => {}
+            // What is given back further up, or on another function, may serve; there is no more of it than is held.
+            Err(HostError::NoPasid) if changes.waiting.len() < self.pasids.held() => {
+                changes.waiting.push(Waiting { guest, to, domain });
+            }
+            // However many there are: one tells of them all.
+            Err(HostError::NoPasid) => {
+                changes.beyond.get_or_insert(guest);
+            }
+            Err(error) => self.refused(Some(guest), error),
+        }
+    }
+
+    fn rebind(&self, guest: Pasid, bound: Bound, to: Attachment, domain: DomainId) {
+        let Bound { host, attachment: before, .. } = bound;
+        let attached = self.host.attach(self.device, Some(host), to);
+        // What was there stays, also for a guest that names the entry by its new domain when it takes it away.
+        let attachment = if attached.is_ok() { to } else { before };
+        self.shadow().insert(guest, Bound { host, domain, attachment });
+        match attached {
+            Ok(()) => self.trace(&Event::Bind { guest: Some(guest), host: Some(host), to, replaced: true }),
+            Err(error) => self.refused(Some(guest), error),
+        }
+    }
+
+    fn bind_new(
+        &self,
+        changes: &mut Changes,
+        guest: Pasid,
+        to: Attachment,
+        domain: DomainId,
+    ) -> Result<(), HostError> {
+        self.flush(changes);
+        let host = self.pasids.acquire(guest)?;
+        self.attach_new(guest, host, to).inspect_err(|_| self.pasids.release(guest))?;
+        self.shadow().insert(guest, Bound { host, domain, attachment: to });
+        self.trace(&Event::Bind { guest: Some(guest), host: Some(host), to, replaced: false });
+        Ok(())
+    }
+
+    fn attach_new(&self, guest: Pasid, host: Pasid, to: Attachment) -> Result<(), HostError> {
+        self.host.attach(self.device, Some(host), to)?;
+        self.host
+            .set_pasid_translation(self.device, guest, Some(host))
+            .inspect_err(|_| self.host.block(self.device, Some(host)))
+    }
+
+    fn unbind(&self, changes: &mut Changes, guest: Pasid) {
+        self.flush(changes);
+        self.detach(guest);
+    }
+
+    pub(super) fn detach(&self, guest: Pasid) {
+        let Some(bound) = self.shadow().bound(guest) else { return };
+        // First no new request under this PASID, then none in flight, then no waiting for a page.
+        if let Err(error) = self.host.set_pasid_translation(self.device, guest, None) {
+            tracing::debug!(%error, %guest, "the host keeps the PASID's translation: it is blocked all the same");
+        }
+        self.host.block(self.device, Some(bound.host));
+        // In one step: a request that is on its way up finds the PASID and waits for the guest's answer, or does not find
+        // it. What waits is the guest's to answer, as if the function were its own: a device that were drained early would
+        // let it free what it still works on.
+        let waits = {
+            let mut shadow = self.shadow();
+            shadow.remove(guest);
+            shadow.linger(guest)
+        };
+        if !waits {
+            self.pasids.release(guest);
+        }
+        self.trace(&Event::Unbind { guest: Some(guest), host: Some(bound.host) });
+    }
+
+    /// The host has refused: nothing has changed there, and the guest reads of it what its entry would have raised.
+    fn refused(&self, guest: Option<Pasid>, error: HostError) {
+        tracing::debug!(%error, function = %self.source_id, "the host refuses an attachment");
+        if let Some(port) = self.port.get() {
+            let requester = Requester { pasid: guest, privileged: false };
+            port.report_fault(error.fault_reason(), requester, 0, Access::Read);
+        }
+        self.trace(&Event::Refused { guest, error });
+    }
+
+    /// What becomes of requests without PASID, if `concerns` says so of the PASID whose entry they use, and its domain-id
+    /// before and now.
+    fn sync_without_pasid(
+        &self,
+        changes: &mut Changes,
+        concerns: impl Fn(Option<Pasid>, Option<DomainId>, Option<DomainId>) -> bool,
+    ) {
+        let now = without_pasid(&self.unit.requests_without_pasid(self.source_id));
+        let before = self.shadow().without_pasid;
+        let (was, is) = (before.entry(), now.entry());
+        let pasid = is.or(was).map(|(pasid, _)| pasid);
+        if now == before || !concerns(pasid, was.map(|(_, domain)| domain), is.map(|(_, domain)| domain)) {
+            return;
+        }
+        if now.attachment() != before.attachment() {
+            self.flush(changes);
+            match now.attachment() {
+                None => self.detach_without_pasid(),
+                Some(to) => {
+                    if let Err(error) = self.host.attach(self.device, None, to) {
+                        // As for PASIDs: what was there stays, under its new domain.
+                        let mut shadow = self.shadow();
+                        if let WithoutPasid::Attached(_, entry) = &mut shadow.without_pasid {
+                            *entry = is;
+                        }
+                        drop(shadow);
+                        self.refused(None, error);
+                        return;
+                    }
+                    let replaced = before.attachment().is_some();
+                    self.trace(&Event::Bind { guest: None, host: None, to, replaced });
+                }
+            }
+        }
+        self.shadow().without_pasid = now;
+    }
+
+    pub(super) fn detach_without_pasid(&self) {
+        self.host.block(self.device, None);
+        self.shadow().without_pasid = WithoutPasid::Blocked;
+        self.abandon(Some(None));
+        self.trace(&Event::Unbind { guest: None, host: None });
+    }
+}
