@@ -42,10 +42,12 @@ const FATAL_SIGNALS: [libc::c_int; 15] = [
 /// Standard input in raw mode. Restores the terminal when dropped.
 pub struct RawMode(());
 
-/// Whether the terminal is that of our process group. Safe in signal handlers.
+/// Whether no other process group has the terminal: one that is not our session's has no groups. Safe in signal
+/// handlers.
 fn is_foreground() -> bool {
     // SAFETY: plain calls without pointers.
-    unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() }
+    let (owner, own) = unsafe { (libc::tcgetpgrp(libc::STDIN_FILENO), libc::getpgrp()) };
+    owner < 0 || owner == own
 }
 
 /// Puts the terminal back as it was. Does nothing if it is, or if the shell has taken it back already: to change it from

@@ -25,8 +25,9 @@ fn main() {
     if let Ok(role) = std::env::var(ROLE) {
         return owner(&role);
     }
-    let cases: [(&str, fn()); 5] = [
+    let cases: [(&str, fn()); 6] = [
         ("a_terminal_is_raw_until_the_machine_ends", a_terminal_is_raw_until_the_machine_ends),
+        ("a_terminal_of_no_session_is_raw_too", a_terminal_of_no_session_is_raw_too),
         ("ending_signals_are_requests_and_restore", ending_signals_are_requests_and_restore),
         ("a_second_signal_ends_at_once_and_restores", a_second_signal_ends_at_once_and_restores),
         ("fatal_signals_restore_and_kill", fatal_signals_restore_and_kill),
@@ -110,6 +111,11 @@ impl Terminal {
 
     /// Runs the owner until it is ready, lets `act` happen to it, and waits for its end. Checks the settings on the way.
     fn owned_by(role: &str, act: impl Fn(&mut Self, &Child)) -> ExitStatus {
+        Self::used_by(role, true, act)
+    }
+
+    /// The same, as the terminal of the owner's session or not.
+    fn used_by(role: &str, controlling: bool, act: impl Fn(&mut Self, &Child)) -> ExitStatus {
         let mut terminal = Self::new();
         let before = terminal.settings();
         assert!(!before.is_raw());
@@ -118,10 +124,12 @@ impl Terminal {
         command.stdout(Stdio::piped()).stderr(Stdio::null());
         // SAFETY: between fork and exec only system calls that are async-signal-safe.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
                 libc::setrlimit(libc::RLIMIT_CORE, &no_core);
-                if libc::setsid() < 0 || libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) < 0 {
+                if libc::setsid() < 0
+                    || controlling && libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) < 0
+                {
                     return Err(io::Error::last_os_error());
                 }
                 Ok(())
@@ -156,6 +164,11 @@ fn send(child: &Child, signal: libc::c_int) {
 fn a_terminal_is_raw_until_the_machine_ends() {
     // Ctrl-C is a byte like any other.
     let status = Terminal::owned_by("line", |terminal, _| terminal.master.write_all(b"\x03").unwrap());
+    assert_eq!(status.code(), Some(0));
+}
+
+fn a_terminal_of_no_session_is_raw_too() {
+    let status = Terminal::used_by("line", false, |terminal, _| terminal.master.write_all(b"\x03").unwrap());
     assert_eq!(status.code(), Some(0));
 }
 
