@@ -5,15 +5,16 @@
 mod common;
 
 use std::str::FromStr;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use common::{CONTEXT_TABLE, Guest, ROOT_TABLE, SOURCE_ID};
 use vtd_spec::registers::offset;
 use vtd_spec::{
-    AddressWidth, ContextCommand, DomainId, InvalidateAddress, IotlbInvalidate, LegacyContextEntry, SourceId,
+    AddressWidth, ContextCommand, Descriptor, DomainId, InvalidateAddress, IotlbInvalidate,
+    LegacyContextEntry, SourceId,
 };
-use vtd_unit::{Access, DmaError, Requester, UnitConfig};
+use vtd_unit::{Access, DmaError, Observer, Requester, UnitConfig};
 
 const IVA: u64 = 0xf00;
 const IOTLB: u64 = 0xf08;
@@ -222,4 +223,37 @@ fn a_command_is_pending_until_accesses_in_flight_have_ended() {
         }
         assert_eq!(IotlbInvalidate::from_bits(guest.read64(IOTLB)).iaig(), 2);
     });
+}
+
+/// Keeps what it hears; whether it was told to have it in effect.
+#[derive(Default)]
+struct Listener(Mutex<Vec<Option<Descriptor>>>);
+
+impl Observer for Listener {
+    fn invalidated(&self, descriptor: &Descriptor) {
+        self.0.lock().unwrap().push(Some(*descriptor));
+    }
+
+    fn complete(&self, _: bool) {
+        self.0.lock().unwrap().push(None);
+    }
+
+    fn remapping_changed(&self) {}
+}
+
+/// It may have much to look at, so the command goes on in the background.
+#[test]
+fn an_observer_hears_the_command_before_it_is_done() {
+    let legacy = Legacy::new("");
+    let listener = Arc::new(Listener::default());
+    let observer: Arc<dyn Observer> = Arc::clone(&listener) as _;
+    assert!(legacy.guest.unit.set_observer(&observer));
+    legacy.context_command(ContextCommand::new().with_cirg(1));
+    let started = std::time::Instant::now();
+    while ContextCommand::from_bits(legacy.guest.read64(offset::CCMD)).icc() {
+        assert!(started.elapsed() < Duration::from_secs(20), "the command never ends");
+        std::thread::yield_now();
+    }
+    let heard = listener.0.lock().unwrap();
+    assert!(matches!(heard[..], [Some(Descriptor::ContextCache(_)), None]), "{heard:?}");
 }
