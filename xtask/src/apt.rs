@@ -22,6 +22,10 @@ const LISTS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 const NEEDS_APT: &str = "the lab needs apt and dpkg; elsewhere than on Debian pass --guest-kernel FILE \
                          --guest-modules DIR and install qemu-system-x86_64 and a static busybox";
 
+const NEEDS_MIRROR: &str = "apt on this machine is set up with no Debian mirror: name one with --mirror URL, or pass \
+                            --guest-kernel FILE --guest-modules DIR and install qemu-system-x86_64 (10.0 or newer) \
+                            and a static busybox";
+
 /// One binary package of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
@@ -54,7 +58,8 @@ pub struct Apt<'a> {
 impl<'a> Apt<'a> {
     /// Opens the directory for the release that `suite` belongs to, and fetches its package lists where there are
     /// none, or none of today.
-    pub fn open(cache: &'a Cache, mirror: &Mirror, suite: &str) -> Result<Self> {
+    pub fn open(cache: &'a Cache, mirror: Option<&Mirror>, suite: &str) -> Result<Self> {
+        let mirror = mirror.context(NEEDS_MIRROR)?;
         let release = release_of(suite);
         let root = cache.path("apt").join(release);
         for directory in ["lists/partial", "archives/partial", "etc"] {
@@ -63,11 +68,16 @@ impl<'a> Apt<'a> {
         let apt = Self { cache, root, mirror: mirror.main.clone() };
         let sources = sources_list(mirror, release, &keyring(mirror)?);
         let same = fs::read_to_string(apt.sources_file()).is_ok_and(|old| old == sources);
+        if !same && apt.stamp_file().exists() {
+            // The lists that it speaks of are another mirror's.
+            fs::remove_file(apt.stamp_file())?;
+        }
         fs::write(apt.sources_file(), sources)?;
         fs::write(apt.root.join("status"), "")?;
         fs::write(apt.config_file(), apt.config())?;
-        if !same || apt.lists_age().is_none_or(|age| age > LISTS_MAX_AGE) {
-            apt.update(release, same && apt.lists_age().is_some())?;
+        let age = apt.lists_age();
+        if age.is_none_or(|age| age > LISTS_MAX_AGE) {
+            apt.update(release, age.is_some())?;
         }
         Ok(apt)
     }
@@ -116,6 +126,8 @@ impl<'a> Apt<'a> {
              APT::Sandbox::User \"\";\n\
              APT::Get::AllowUnauthenticated \"false\";\n\
              Acquire::AllowInsecureRepositories \"false\";\n\
+             Acquire::AllowWeakRepositories \"false\";\n\
+             Acquire::AllowDowngradeToInsecureRepositories \"false\";\n\
              Acquire::Languages \"none\";\n\
              Acquire::Retries \"3\";\n\
              Acquire::http::Timeout \"30\";\n\
@@ -157,8 +169,8 @@ impl<'a> Apt<'a> {
                     return Ok(());
                 }
                 bail!(
-                    "no package lists of {release} from {}: {e}; pass --mirror URL with a Debian mirror that this \
-                     machine reaches, or --guest-kernel FILE --guest-modules DIR",
+                    "no package lists of {release} from {}: {e}; name a suite that it has with --suite, a mirror that \
+                     this machine reaches with --mirror URL, or --guest-kernel FILE --guest-modules DIR",
                     self.mirror
                 )
             }

@@ -88,7 +88,7 @@ pub struct Transcript {
     pub facts: Vec<(String, String)>,
     /// How many programs came to their end with every check accounted for.
     pub done: usize,
-    /// Fault lines outside the sections that provoke them.
+    /// Fault lines outside the sections that provoke them, and errors of the unit's queues anywhere.
     pub faults: Vec<String>,
     /// How many fault lines were expected.
     pub expected_faults: usize,
@@ -111,8 +111,19 @@ impl Transcript {
                 }
                 Some(Message::Figure(figure)) => transcript.figures.push(figure),
                 Some(Message::Fact(name, value)) => transcript.facts.push((name, value)),
-                Some(Message::ExpectFault(begin)) => expecting = begin,
+                Some(Message::ExpectFault(begin)) => {
+                    // A lost line would let faults pass that nobody provoked.
+                    if expecting == begin {
+                        transcript.broken.push(format!("a section out of order: {}", line.trim()));
+                    }
+                    expecting = begin;
+                }
                 Some(Message::Done(reported)) => {
+                    if std::mem::take(&mut expecting) {
+                        transcript
+                            .broken
+                            .push("a section in which faults are expected has no end".to_owned());
+                    }
                     if reported == since_done {
                         transcript.done += 1;
                     } else {
@@ -123,7 +134,9 @@ impl Transcript {
                 }
                 Some(Message::Garbled(text)) => transcript.broken.push(format!("unreadable: {text}")),
                 None if is_fault(line) && expecting => transcript.expected_faults += 1,
-                None if is_fault(line) => transcript.faults.push(line.trim().to_owned()),
+                None if is_fault(line) || is_queue_error(line) => {
+                    transcript.faults.push(line.trim().to_owned())
+                }
                 None if is_oops(line) => transcript.oopses.push(line.trim().to_owned()),
                 None => {}
             }
@@ -137,13 +150,14 @@ impl Transcript {
     }
 }
 
-/// Fault and queue error lines of Linux (drivers/iommu/intel/dmar.c: dmar_fault, dmar_fault_do_one,
-/// qi_check_fault; prq.c: prq_event_thread).
+/// Fault lines of Linux (drivers/iommu/intel/dmar.c: dmar_fault, dmar_fault_do_one).
 fn is_fault(line: &str) -> bool {
-    const MARKS: [&str; 9] = [
-        "handling fault status reg",
-        "[fault reason",
-        "fault reason 0x",
+    of_the_unit(line, &["handling fault status reg", "[fault reason", "fault reason 0x"])
+}
+
+/// Lines of Linux about the unit's queues (dmar.c: qi_check_fault; prq.c: prq_event_thread). No check provokes any.
+fn is_queue_error(line: &str) -> bool {
+    const MARKS: [&str; 6] = [
         "Invalidation Queue Error",
         "Invalidation Completion Error",
         "Invalidation Time-out",
@@ -151,7 +165,11 @@ fn is_fault(line: &str) -> bool {
         "PRQ overflow",
         "Page request without PASID",
     ];
-    (line.contains("DMAR") || line.contains("IOMMU")) && MARKS.iter().any(|mark| line.contains(mark))
+    of_the_unit(line, &MARKS)
+}
+
+fn of_the_unit(line: &str, marks: &[&str]) -> bool {
+    (line.contains("DMAR") || line.contains("IOMMU")) && marks.iter().any(|mark| line.contains(mark))
 }
 
 /// Soft lockups are left out: under emulation on a busy machine they say nothing about the guest.
@@ -213,6 +231,24 @@ mod tests {
         let line =
             "[ 2.0] DMAR: [DMA Read NO_PASID] Request device [00:03.0] fault addr 0x0 [fault reason 0x71] x";
         assert_eq!(Transcript::read(line).faults, [line]);
+    }
+
+    #[test]
+    fn a_section_without_its_end_breaks_the_protocol() {
+        let begin = "VSVA-EXPECT-FAULT begin a\n";
+        let done = "VSVA-DONE {\"checks\":0}\n";
+        let broken = |text: &str| Transcript::read(text).broken.len();
+        assert_eq!(broken(&format!("{begin}{done}")), 1);
+        assert_eq!(broken(&format!("{begin}{begin}VSVA-EXPECT-FAULT end a\n{done}")), 1);
+        assert_eq!(broken(&format!("VSVA-EXPECT-FAULT end a\n{done}")), 1);
+    }
+
+    #[test]
+    fn no_section_excuses_a_queue_error() {
+        let transcript = Transcript::read(
+            "VSVA-EXPECT-FAULT begin a\nDMAR: VT-d detected Invalidation Time-out Error\nVSVA-EXPECT-FAULT end a\n",
+        );
+        assert_eq!((transcript.faults.len(), transcript.expected_faults), (1, 0));
     }
 
     #[test]

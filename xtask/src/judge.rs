@@ -47,7 +47,11 @@ fn lab_checks(outcome: &Outcome, expect: Expect) -> Vec<(&'static str, bool, Str
     let first = |lines: &[String]| lines.first().cloned();
     let mut checks = vec![];
 
-    let console = format!("console in {}", outcome.console_file.display());
+    let again = match outcome.repeated {
+        0 => String::new(),
+        times => format!(", after {times} runs in which the emulation failed"),
+    };
+    let console = format!("console in {}{again}", outcome.console_file.display());
     checks.push(("ran to its end", outcome.failure.is_none(), outcome.failure.clone().unwrap_or(console)));
 
     let started = line("DMAR: Intel(R) Virtualization Technology for Directed I/O");
@@ -127,6 +131,7 @@ mod tests {
             took: Duration::from_secs(1),
             level1_seconds: None,
             emulation_failed: false,
+            repeated: 0,
         }
     }
 

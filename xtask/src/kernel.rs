@@ -39,7 +39,7 @@ pub struct Want<'a> {
 
 impl Kernel {
     /// Gets the newest generic amd64 kernel that fits `want`.
-    pub fn fetch(cache: &Cache, mirror: &Mirror, want: &Want) -> Result<Self> {
+    pub fn fetch(cache: &Cache, mirror: Option<&Mirror>, want: &Want) -> Result<Self> {
         let apt = Apt::open(cache, mirror, want.suite)?;
         let packages = apt.packages(want.suite)?;
         let Some((release, parts)) = newest(&packages, want.series) else {
@@ -85,6 +85,9 @@ impl Kernel {
             );
         }
         let release = modules.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if version::series(&release).is_none() {
+            bail!("{} is not named as a kernel's release, such as 7.3.4+deb13-amd64", modules.display());
+        }
         Ok(Self { release, image: fs::canonicalize(image)?, modules })
     }
 
@@ -212,6 +215,20 @@ mod tests {
         ];
         assert_eq!(newest(&packages, Some((6, 1))).unwrap().0, "6.1.0-49-amd64");
         assert!(newest(&packages, Some((7, 2))).is_none());
+    }
+
+    #[test]
+    fn modules_must_be_named_as_their_release() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("vmlinuz");
+        let mut bytes = vec![0; 4096];
+        bytes[0x202..0x206].copy_from_slice(b"HdrS");
+        fs::write(&image, bytes).unwrap();
+        for (name, known) in [("modules", false), ("7.3.4+deb13-amd64", true)] {
+            let modules = directory.path().join(name);
+            fs::create_dir_all(modules.join("kernel")).unwrap();
+            assert_eq!(Kernel::given(&image, &modules).is_ok(), known, "{name}");
+        }
     }
 
     #[test]

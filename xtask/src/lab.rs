@@ -31,9 +31,13 @@ const TOOLS_SUITE: &str = "trixie";
 const GRACE: Duration = Duration::from_secs(5);
 /// How often a run is repeated after the emulation has failed.
 const LEVEL1_RETRIES: usize = 2;
-/// How long no machine may say nothing: every check of the guest program has a deadline well below it, so it is not a
-/// check or a device that hangs then, but the machine.
+/// How long a guest may say nothing: every check of the guest program has a deadline well below it.
 const SILENCE: Duration = Duration::from_secs(120);
+/// How long level 1, which gives a sign of life every ten seconds, may give none. Shorter than [`SILENCE`], so that a
+/// silent guest is known to be alone with it or not.
+const LEVEL1_SILENCE: Duration = Duration::from_secs(90);
+/// Level 1's sign of life.
+const ALIVE: &str = "VSVA-ALIVE";
 /// How many lines of the guest's console tell what went wrong.
 const LAST_LINES: usize = 25;
 /// How many lines of what is around it do.
@@ -60,10 +64,30 @@ pub enum Level1 {
     Never,
 }
 
+impl Level1 {
+    /// Whether guests run in level 1 on this machine; an error where that is refused and the machine itself is none.
+    pub fn decide(self) -> Result<bool> {
+        Ok(match (self, machine::kvm()?) {
+            (Self::Auto | Self::Never, Kvm::Usable) => {
+                say::line("guests run on this machine's KVM");
+                false
+            }
+            (Self::Always, _) => true,
+            (Self::Auto, Kvm::Unusable(why)) => {
+                say::line(&format!("{why}: guests run in level 1, under QEMU's emulation"));
+                true
+            }
+            (Self::Never, Kvm::Unusable(why)) => {
+                bail!("this machine's KVM does not serve: {why}; leave out --level1 never")
+            }
+        })
+    }
+}
+
 /// What every boot needs from elsewhere.
 pub struct Supplies {
     cache: Cache,
-    mirror: Mirror,
+    mirror: Option<Mirror>,
     busybox: PathBuf,
     outer: Option<Outer>,
 }
@@ -128,8 +152,10 @@ pub struct Outcome {
     pub took: Duration,
     /// Level 1's uptime when it was ready, in seconds.
     pub level1_seconds: Option<f64>,
-    /// Whether it was the emulation around the guest that failed: level 1's own kernel, or everything at once.
+    /// Whether it was the emulation around the guest that failed: level 1's own kernel panicked or hung.
     pub emulation_failed: bool,
+    /// How many runs before this one were given up because the emulation had failed.
+    pub repeated: usize,
 }
 
 /// A bad end of a machine.
@@ -138,7 +164,8 @@ enum End {
     GuestPanic,
     Level1Panic,
     Failed(String),
-    Silent(Duration),
+    GuestSilent(Duration),
+    Level1Silent(Duration),
     Limit(Duration),
 }
 
@@ -148,33 +175,31 @@ impl Display for End {
             Self::GuestPanic => write!(f, "the guest's kernel panicked"),
             Self::Level1Panic => write!(f, "level 1's kernel panicked"),
             Self::Failed(why) => write!(f, "the machine failed ({why})"),
-            Self::Silent(time) => write!(f, "nothing was said for {} s: the machine hangs", time.as_secs()),
+            Self::GuestSilent(time) => {
+                write!(f, "the guest said nothing for {} s: it or vsva hangs", time.as_secs())
+            }
+            Self::Level1Silent(time) => {
+                write!(f, "level 1 gave no sign of life for {} s: it hangs", time.as_secs())
+            }
             Self::Limit(limit) => write!(f, "no end after {} s, the limit", limit.as_secs()),
         }
     }
 }
 
 impl Supplies {
-    /// Gets it all. `kernel` is what level 1 runs too where it has KVM as a module, else the newest of `suite`.
-    pub fn fetch(cache: Cache, mirror: Mirror, level1: Level1, kernel: &Kernel, suite: &str) -> Result<Self> {
-        let outside = match (level1, machine::kvm()?) {
-            (Level1::Auto | Level1::Never, Kvm::Usable) => {
-                say::line("guests run on this machine's KVM");
-                false
-            }
-            (Level1::Always, _) => true,
-            (Level1::Auto, Kvm::Unusable(why)) => {
-                say::line(&format!("{why}: guests run in level 1, under QEMU's emulation"));
-                true
-            }
-            (Level1::Never, Kvm::Unusable(why)) => {
-                bail!("this machine's KVM does not serve: {why}; leave out --level1 never")
-            }
-        };
-        let busybox = busybox(&cache, &mirror)?;
+    /// Gets it all. `kernel` is what level 1 runs too where it has KVM as a module, else the newest of `suite`. Without
+    /// a mirror the machine itself must have the rest.
+    pub fn fetch(
+        cache: Cache,
+        mirror: Option<Mirror>,
+        in_level1: bool,
+        kernel: &Kernel,
+        suite: &str,
+    ) -> Result<Self> {
+        let busybox = busybox(&cache, mirror.as_ref())?;
         let mut supplies = Self { cache, mirror, busybox, outer: None };
-        if outside {
-            let qemu = Qemu::find(&supplies.cache, &supplies.mirror)?;
+        if in_level1 {
+            let qemu = Qemu::find(&supplies.cache, supplies.mirror.as_ref())?;
             let has_kvm = Modules::open(&kernel.modules, &supplies.busybox)?.has("kvm_amd");
             let kernel =
                 if has_kvm { kernel.clone() } else { supplies.kernel(&Want { suite, series: None })? };
@@ -185,31 +210,32 @@ impl Supplies {
 
     /// A kernel from the same mirror.
     pub fn kernel(&self, want: &Want) -> Result<Kernel> {
-        Kernel::fetch(&self.cache, &self.mirror, want)
+        Kernel::fetch(&self.cache, self.mirror.as_ref(), want)
     }
 
     /// A package of the tools' suite with all that it needs, unpacked.
     pub fn tools(&self, package: &str) -> Result<PathBuf> {
-        let apt = Apt::open(&self.cache, &self.mirror, TOOLS_SUITE)?;
+        let apt = Apt::open(&self.cache, self.mirror.as_ref(), TOOLS_SUITE)?;
         let name = format!("tools/{package}_{}", apt.newest(TOOLS_SUITE, package)?.file_version());
         unpacked(&self.cache, &name, 200 << 20, |_| apt.download_with_dependencies(package, TOOLS_SUITE))
     }
 }
 
 impl Lab {
-    /// Boots a guest and waits for its end. A panic of level 1's own kernel, or a machine under emulation that falls
-    /// silent as a whole, tells of the emulation rather than of the guest: then the run is repeated, and said to be.
+    /// Boots a guest and waits for its end. A panic of level 1's own kernel, or the end of its signs of life, tells of
+    /// the emulation rather than of the guest: then the run is repeated, and said to be. A guest that panics or hangs
+    /// while level 1 lives is never given a second chance.
     pub fn boot(&self, boot: &Boot) -> Result<Outcome> {
-        for _ in 0..LEVEL1_RETRIES {
+        for repeated in 0..LEVEL1_RETRIES {
             let outcome = self.attempt(boot)?;
             if !outcome.emulation_failed {
-                return Ok(outcome);
+                return Ok(Outcome { repeated, ..outcome });
             }
             let kept = cache::keep_run_directory(boot.name, "emulation-failed")?;
             let why = outcome.failure.unwrap_or_default();
             say::line(&format!("{why} ({}): once more", kept.display()));
         }
-        self.attempt(boot)
+        Ok(Outcome { repeated: LEVEL1_RETRIES, ..self.attempt(boot)? })
     }
 
     fn attempt(&self, boot: &Boot) -> Result<Outcome> {
@@ -237,8 +263,7 @@ impl Lab {
         let outer = Transcript::read(&outer_console);
         let vsva = [outer_console, read_lossy(&directory.join("vsva.log"))].concat();
         let level1_seconds = outer.fact("level1-seconds").and_then(|s| s.parse().ok());
-        let emulation_failed =
-            self.supplies.outer.is_some() && matches!(ended, Some(End::Level1Panic | End::Silent(_)));
+        let emulation_failed = matches!(ended, Some(End::Level1Panic | End::Level1Silent(_)));
         let failure = ended
             .map(|end| end.to_string())
             .or_else(|| failure(&transcript, &outer, self.supplies.outer.is_some(), boot.programs));
@@ -248,7 +273,9 @@ impl Lab {
                 eprintln!("    | {line}");
             }
             // What vsva and level 1 said for themselves.
-            for line in console::last_lines(&vsva, LAST_LINES_AROUND) {
+            let around: String =
+                vsva.lines().filter(|l| !l.contains(ALIVE)).map(|l| l.to_owned() + "\n").collect();
+            for line in console::last_lines(&around, LAST_LINES_AROUND) {
                 eprintln!("    around it: {line}");
             }
         }
@@ -262,6 +289,7 @@ impl Lab {
             took,
             level1_seconds,
             emulation_failed,
+            repeated: 0,
         })
     }
 
@@ -342,7 +370,7 @@ impl Lab {
         }
         .pack()?;
         let initrd = images.join("level1.cpio");
-        fs::write(&initrd, &level1)?;
+        fs::write(&initrd, &level1).with_context(|| no_room(&initrd))?;
         let memory = boot.memory_mib + LEVEL1_MIB + 2 * (level1.len() as u64 >> 20);
         let serial = |name: &str| format!("file:{}", directory.join(name).display());
         let errors = File::create(directory.join("qemu.log"))?;
@@ -365,14 +393,16 @@ impl Lab {
             File::create(&disk)?.set_len(TRACE_DISK_BYTES)?;
             command.arg("-drive").arg(format!("file={},format=raw,if=virtio", disk.display()));
         }
-        Watch::start(command, directory, "qemu.log")
+        let mut watch = Watch::start(command, directory, "qemu.log")?;
+        watch.outer_silence = Some(LEVEL1_SILENCE);
+        Ok(watch)
     }
 
     fn start_here(&self, boot: &Boot, image: Vec<u8>, images: &Path, directory: &Path) -> Result<Watch> {
         let (initrd, disk) = (images.join("guest.cpio"), images.join("disk"));
-        fs::write(&initrd, image)?;
+        fs::write(&initrd, image).with_context(|| no_room(&initrd))?;
         if boot.disk {
-            fs::write(&disk, vec![0; DISK_BYTES])?;
+            fs::write(&disk, vec![0; DISK_BYTES]).with_context(|| no_room(&disk))?;
         }
         let text = |path: &Path| path.display().to_string();
         let mut command = Command::new(&self.binaries.vsva);
@@ -414,6 +444,8 @@ struct Watch {
     outer: Tail,
     errors: PathBuf,
     silence: Duration,
+    /// None without level 1.
+    outer_silence: Option<Duration>,
 }
 
 impl Watch {
@@ -425,20 +457,25 @@ impl Watch {
             outer: Tail::new(directory.join("level1.log")),
             errors: directory.join(errors),
             silence: SILENCE,
+            outer_silence: None,
         })
     }
 
     /// Waits for the end, showing the guest's checks as they come; gives the reason of a bad end.
     fn wait(&mut self, limit: Duration) -> Result<Option<End>> {
         let began = Instant::now();
-        let mut heard = began;
+        let (mut heard, mut heard_outer) = (began, began);
         let mut panicked: Option<(End, Instant)> = None;
         loop {
             process::check_interrupt()?;
             let status = self.child.status()?;
             for (tail, end) in [(&mut self.outer, End::Level1Panic), (&mut self.console, End::GuestPanic)] {
                 for line in tail.lines() {
-                    heard = Instant::now();
+                    // A line of vsva or of the kernel in level 1 is a sign of life like those given on purpose.
+                    match end {
+                        End::GuestPanic => heard = Instant::now(),
+                        _ => heard_outer = Instant::now(),
+                    }
                     show(&line);
                     if console::is_panic(&line) {
                         panicked.get_or_insert_with(|| (end.clone(), Instant::now()));
@@ -453,7 +490,12 @@ impl Watch {
                     let text = read_lossy(&self.errors);
                     return Ok(Some(End::Failed(format!("{status}: {}", process::first_error(&text)))));
                 }
-                (None, _) if heard.elapsed() > self.silence => return Ok(Some(End::Silent(self.silence))),
+                (None, _) if self.outer_silence.is_some_and(|longest| heard_outer.elapsed() > longest) => {
+                    return Ok(Some(End::Level1Silent(heard_outer.elapsed())));
+                }
+                (None, _) if heard.elapsed() > self.silence => {
+                    return Ok(Some(End::GuestSilent(self.silence)));
+                }
                 (None, _) if began.elapsed() > limit => return Ok(Some(End::Limit(limit))),
                 (None, _) => std::thread::sleep(TICK),
             }
@@ -506,13 +548,18 @@ impl Tail {
     }
 }
 
+fn no_room(path: &Path) -> String {
+    format!("cannot write {}: is the disk full?", path.display())
+}
+
 fn read_lossy(path: &Path) -> String {
     fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }
 
 /// A static busybox: Debian's, or the machine's own where there is no apt.
-fn busybox(cache: &Cache, mirror: &Mirror) -> Result<PathBuf> {
-    if Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().is_err() {
+fn busybox(cache: &Cache, mirror: Option<&Mirror>) -> Result<PathBuf> {
+    let has_apt = Command::new("apt-get").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if mirror.is_none() || !has_apt {
         return own_busybox();
     }
     let apt = Apt::open(cache, mirror, TOOLS_SUITE)?;
@@ -530,7 +577,7 @@ fn own_busybox() -> Result<PathBuf> {
             return Ok(candidate);
         }
     }
-    bail!("there is neither apt nor a static busybox here: install busybox-static")
+    bail!("there is neither apt with a Debian mirror nor a static busybox here: install busybox-static")
 }
 
 #[cfg(test)]
@@ -588,7 +635,24 @@ mod tests {
         command.arg("600");
         let mut watch = Watch::start(command, directory.path(), "errors").unwrap();
         watch.silence = Duration::from_millis(300);
-        assert_eq!(watch.wait(Duration::from_secs(60)).unwrap(), Some(End::Silent(watch.silence)));
+        assert_eq!(watch.wait(Duration::from_secs(60)).unwrap(), Some(End::GuestSilent(watch.silence)));
+    }
+
+    #[test]
+    fn a_silent_guest_is_not_blamed_on_a_level_1_that_lives() {
+        for (script, level1_hangs) in [
+            ("while sleep 0.2; do echo VSVA-ALIVE >>level1.log; done", false),
+            ("while sleep 0.2; do echo a check >>guest.log; done", true),
+        ] {
+            let directory = tempfile::tempdir().unwrap();
+            let mut command = Command::new("sh");
+            command.args(["-c", script]).current_dir(directory.path());
+            let mut watch = Watch::start(command, directory.path(), "errors").unwrap();
+            (watch.silence, watch.outer_silence) = (Duration::from_secs(3), Some(Duration::from_secs(2)));
+            let end = watch.wait(Duration::from_secs(60)).unwrap();
+            assert_eq!(matches!(end, Some(End::Level1Silent(_))), level1_hangs, "{script}: {end:?}");
+            assert_eq!(matches!(end, Some(End::GuestSilent(_))), !level1_hangs, "{script}: {end:?}");
+        }
     }
 
     #[test]

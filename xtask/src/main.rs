@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use crate::binaries::Binaries;
@@ -101,7 +102,7 @@ enum Task {
 #[derive(Args, Clone)]
 struct LabOptions {
     /// The Debian suite whose newest generic kernel the guest is
-    #[arg(long, default_value = "trixie-backports")]
+    #[arg(long, default_value = "trixie-backports", value_parser = suite)]
     suite: String,
     /// The Debian mirror; without it the one that this machine's apt is set up with
     #[arg(long, value_name = "URL")]
@@ -129,27 +130,36 @@ struct LabOptions {
 impl LabOptions {
     /// Fails early for a kernel in which user SVA cannot work.
     fn prepare_with_sva(&self) -> Result<(Lab, Kernel)> {
-        let (supplies, kernel) = self.fetch(None)?;
-        if !kernel.has_sva() {
-            bail!("{}: user SVA needs Linux 7.2 or newer: name another suite with --suite", kernel.release);
-        }
+        let (supplies, kernel) = self.fetch(None, true)?;
         Ok((self.lab(supplies)?, kernel))
     }
 
-    /// The guest's kernel, and all else that booting it needs from elsewhere.
-    fn fetch(&self, series: Option<(u32, u32)>) -> Result<(Supplies, Kernel)> {
-        let cache = Cache::open(self.cache.as_deref())?;
-        let mirror = Mirror::choose(self.mirror.as_deref(), Path::new("/etc/apt"))?;
-        let kernel = match (&self.guest_kernel, &self.guest_modules) {
-            (Some(image), Some(modules)) => Kernel::given(image, modules)?,
-            _ => Kernel::fetch(&cache, &mirror, &Want { suite: &self.suite, series })?,
+    /// The guest's kernel, and all else that booting it needs from elsewhere. What can be refused without a download
+    /// is refused first.
+    fn fetch(&self, series: Option<(u32, u32)>, sva: bool) -> Result<(Supplies, Kernel)> {
+        if let Some(json) = &self.json {
+            report::check_writable(json)?;
+        }
+        let given = match (&self.guest_kernel, &self.guest_modules) {
+            (Some(image), Some(modules)) => Some(Kernel::given(image, modules)?),
+            _ => None,
         };
-        Ok((Supplies::fetch(cache, mirror, self.level1, &kernel, &self.suite)?, kernel))
+        let in_level1 = self.level1.decide()?;
+        let cache = Cache::open(self.cache.as_deref())?;
+        let mirror = Mirror::choose(self.mirror.as_deref(), Path::new("/etc/apt"));
+        let kernel = match given {
+            Some(kernel) => kernel,
+            None => Kernel::fetch(&cache, mirror.as_ref(), &Want { suite: &self.suite, series })?,
+        };
+        if sva && !kernel.has_sva() {
+            bail!("{}: user SVA needs Linux 7.2 or newer: name another kernel or suite", kernel.release);
+        }
+        Ok((Supplies::fetch(cache, mirror, in_level1, &kernel, &self.suite)?, kernel))
     }
 
     /// The guest's kernel and a lab that can boot it.
     fn prepare(&self, series: Option<(u32, u32)>) -> Result<(Lab, Kernel)> {
-        let (supplies, kernel) = self.fetch(series)?;
+        let (supplies, kernel) = self.fetch(series, false)?;
         Ok((self.lab(supplies)?, kernel))
     }
 
@@ -164,6 +174,16 @@ impl LabOptions {
 
 fn series(text: &str) -> Result<(u32, u32), String> {
     version::series(text).ok_or_else(|| "give a series such as 6.12".to_owned())
+}
+
+/// It becomes part of a path and of a line for apt.
+fn suite(text: &str) -> Result<String, String> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("give the name of a Debian suite, such as trixie-backports".to_owned())
+    }
 }
 
 /// They become part of a script in the guest.
@@ -186,6 +206,9 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Check => checks::check(),
         Task::Demo { lab: options, only, emulated, trace } => {
+            if let Some(path) = &trace {
+                report::check_writable(path)?;
+            }
             let (lab, kernel) = options.prepare_with_sva()?;
             let device = if emulated { Device::Emulated } else { Device::Assigned };
             demo::demo(&lab, &kernel, device, &only, trace.as_deref(), &mut report)?;
@@ -197,7 +220,7 @@ fn run(task: Task) -> Result<()> {
             report.conclude(options.json.as_deref())
         }
         Task::Fetch { lab: options, matrix } => {
-            let (supplies, _) = options.fetch(None)?;
+            let (supplies, _) = options.fetch(None, false)?;
             if matrix {
                 older_kernels(&supplies)?;
                 supplies.tools("accel-config")?;
@@ -218,6 +241,9 @@ fn run(task: Task) -> Result<()> {
             report.conclude(options.json.as_deref())
         }
         Task::Test { lab: options, matrix: variants } => {
+            if let Some(json) = &options.json {
+                report::check_writable(json)?;
+            }
             checks::check()?;
             checks::cargo_test()?;
             checks::fuzz()?;
@@ -236,8 +262,21 @@ fn run(task: Task) -> Result<()> {
     }
 }
 
+/// What a wrong command line gets: the first paragraph of clap's text, as one line.
+fn one_line(text: &str) -> String {
+    let paragraph: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+    paragraph.join(" ").trim_start_matches("error: ").to_owned()
+}
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if e.use_stderr() && e.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            eprintln!("error: {} (see cargo xtask help)", one_line(&e.to_string()));
+            return ExitCode::from(2);
+        }
+        Err(help) => help.exit(),
+    };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -255,6 +294,23 @@ mod tests {
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_use_is_told_in_one_line() {
+        for (arguments, told) in [
+            (vec!["demo", "--frobnicate"], "unexpected argument '--frobnicate' found"),
+            (
+                vec!["demo", "--guest-kernel", "x"],
+                "the following required arguments were not provided: --guest-modules <DIR>",
+            ),
+            (vec!["demo", "--suite", "../x"], "give the name of a Debian suite"),
+            (vec!["demo", "--only", "a;b"], "give names of checks"),
+        ] {
+            let arguments = [vec!["xtask"], arguments].concat();
+            let line = one_line(&Cli::try_parse_from(arguments).err().unwrap().to_string());
+            assert!(line.contains(told) && !line.contains('\n') && !line.contains("error:"), "{line}");
+        }
     }
 
     #[test]

@@ -77,7 +77,8 @@ struct Step {
 /// Finds the line in what `vsva` said; `None` where there is none or it cannot be read.
 pub fn find(text: &str) -> Option<Nested> {
     let at = text.find(MARK)? + MARK.len();
-    serde_json::from_str(text[at..].lines().next()?.trim()).ok()
+    // Behind the value another line of the same console may begin.
+    serde_json::Deserializer::from_str(text[at..].lines().next()?).into_iter().next()?.ok()
 }
 
 /// What must hold of a guest whose device is assigned: name, whether it did, detail. Without `complete` the guest need
@@ -86,12 +87,19 @@ pub fn checks(nested: Option<&Nested>, complete: bool) -> Vec<(&'static str, boo
     let Some(nested) = nested else {
         return vec![("the host's figures", false, format!("vsva printed no line {}", MARK.trim()))];
     };
-    let Counts { nested_walks, binds, refused, .. } = nested.counts;
+    let Counts { nested_walks, binds, refused, page_requests, responses, invalidations, .. } = nested.counts;
     let mut checks = vec![(
         "DMA walks both stages",
         nested_walks > 0 && binds > 0 && refused == 0,
         format!("{nested_walks} nested walks, {binds} PASIDs bound, {refused} refused"),
     )];
+    if complete {
+        checks.push((
+            "page requests and invalidations cross the joint",
+            page_requests > 0 && responses > 0 && invalidations > 0,
+            format!("{page_requests} page requests, {responses} responses, {invalidations} invalidations"),
+        ));
+    }
     let Some(process) = &nested.process else {
         if complete {
             checks.push(("a process on the host", false, "the guest answered no page request".to_owned()));
@@ -186,6 +194,7 @@ VSVA-NESTED {"process":{"function":"00:01.0","guest_pasid":3,"host_pasid":7,"gue
         let nested = find(LINE).unwrap();
         assert_eq!(failed(Some(&nested), true), Vec::<&str>::new());
         assert_eq!(find("no such line"), None);
+        assert_eq!(find(&LINE.replace("\n[ 9.2]", "VSVA-ALIVE\n\n[ 9.2]")), Some(nested));
         assert_eq!(find("VSVA-NESTED {\"process\""), None);
     }
 
@@ -202,6 +211,8 @@ VSVA-NESTED {"process":{"function":"00:01.0","guest_pasid":3,"host_pasid":7,"gue
         let pointer = ["a pointer leads from the process to host memory"];
         assert_eq!(failed(Some(&with("0x2000005008", "0x5008")), true), pointer);
         assert_eq!(failed(Some(&with("0x2000009000", "0x9000")), true), pointer);
+        let requests = ["page requests and invalidations cross the joint"];
+        assert_eq!(failed(Some(&with("\"page_requests\":5", "\"page_requests\":0")), true), requests);
         let walks = ["DMA walks both stages"];
         assert_eq!(failed(Some(&with("\"nested_walks\":12", "\"nested_walks\":0")), true), walks);
         assert_eq!(failed(Some(&with("\"refused\":0", "\"refused\":1")), true), walks);

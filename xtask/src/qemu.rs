@@ -30,7 +30,7 @@ pub struct Qemu {
 
 impl Qemu {
     /// The machine's own where it is new enough, else a private one.
-    pub fn find(cache: &Cache, mirror: &Mirror) -> Result<Self> {
+    pub fn find(cache: &Cache, mirror: Option<&Mirror>) -> Result<Self> {
         let own = Self { program: "qemu-system-x86_64".into(), before: vec![], after: vec![] };
         match own.version() {
             Ok(version) if version::compare(&version, OLDEST).is_ge() => Ok(own),
@@ -38,7 +38,7 @@ impl Qemu {
         }
     }
 
-    fn private(cache: &Cache, mirror: &Mirror) -> Result<Self> {
+    fn private(cache: &Cache, mirror: Option<&Mirror>) -> Result<Self> {
         let apt = Apt::open(cache, mirror, SUITE)?;
         let name = format!("qemu/{}", apt.newest(SUITE, "qemu-system-x86")?.file_version());
         let tree =

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -37,7 +38,8 @@ impl Report {
 
     /// Prints the table, writes the JSON where it is asked for, and fails unless every check passed.
     pub fn conclude(&self, json: Option<&Path>) -> Result<()> {
-        print!("{}", self.table());
+        // Whoever reads no further must not cost the file and the exit status.
+        let _ = std::io::stdout().write_all(self.table().as_bytes());
         if let Some(path) = json {
             fs::write(path, self.json()?).with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -95,6 +97,20 @@ impl Report {
         }
         Ok(serde_json::to_string_pretty(&Document { checks: &self.checks, figures })? + "\n")
     }
+}
+
+/// Fails early where a file that a long run is to end with cannot be written.
+pub fn check_writable(path: &Path) -> Result<()> {
+    let existed = path.exists();
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    if !existed {
+        fs::remove_file(path)?;
+    }
+    Ok(())
 }
 
 /// A passed check's detail in the table; the JSON has all of it.
@@ -191,6 +207,19 @@ mod tests {
         assert_eq!(value["figures"]["nested"]["process"]["host_entry"]["type"], "nested");
         assert_eq!(value["figures"]["nested"]["counts"]["nested_walks"], 12);
         assert!(report.table().contains("\nguest CR3 "));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_told_before_the_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("report.json");
+        check_writable(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, "old").unwrap();
+        check_writable(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        assert!(check_writable(directory.path()).is_err());
+        assert!(check_writable(&directory.path().join("none/report.json")).is_err());
     }
 
     #[test]
