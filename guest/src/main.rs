@@ -130,11 +130,25 @@ fn bring_up(runner: &mut Runner, name: &str, bring_up: fn(&Device) -> Result<Str
 }
 
 fn lab(device: Device, options: &Options) -> Lab {
-    Lab { device: Some(device), seed: options.seed, large: options.large_mib << 20, first_queue: 0 }
+    Lab {
+        device: Some(device),
+        seed: options.seed,
+        disk: Some(options.disk.clone().into()),
+        large: options.large_mib << 20,
+        first_queue: 0,
+    }
 }
 
 fn demo(runner: &mut Runner, options: &Options) -> bool {
     environment(runner);
+    if !checks::all().iter().any(|check| options.wants(check.name)) {
+        let known: Vec<_> = checks::all().iter().map(|check| check.name).collect();
+        runner.report.check(
+            "only",
+            false,
+            &format!("no check has such a name; there are {}", known.join(" ")),
+        );
+    }
     match bring_up(runner, "bring-up-sysfs", Device::bring_up) {
         Some(device) => {
             let mut lab = lab(device, options);

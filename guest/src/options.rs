@@ -83,6 +83,11 @@ impl Options {
         Ok(options)
     }
 
+    /// Whether a check of this name is to run.
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
+    }
+
     fn set(&mut self, setting: &str) -> Result<()> {
         let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
         match key {
@@ -173,6 +178,14 @@ mod tests {
         assert_eq!(parse(&["shell"]).unwrap().mode, Mode::Shell);
         assert!(parse(&[]).is_err());
         assert!(parse(&["demo", "disk"]).is_err());
+    }
+
+    #[test]
+    fn a_part_of_a_name_chooses_a_check() {
+        let only = Options::from_kernel("vsva.only=munmap,fork").unwrap();
+        assert!(only.wants("munmap-in-flight") && only.wants("fork-copy-on-write"));
+        assert!(!only.wants("operation-move"));
+        assert!(Options::default().wants("operation-move"));
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub struct Lab {
     pub device: Option<Device>,
     /// Seed of the contents.
     pub seed: u64,
+    /// The disk; none in tests.
+    pub disk: Option<std::path::PathBuf>,
     /// Size of the large transfers, in bytes.
     pub large: usize,
     /// The first queue to use: moves on when a process is stuck with one.
@@ -63,8 +65,7 @@ pub struct Runner {
     /// The kernel's log.
     pub kmsg: Kmsg,
     started: Instant,
-    limit: Duration,
-    only: Vec<String>,
+    options: Options,
 }
 
 impl Runner {
@@ -72,22 +73,16 @@ impl Runner {
     pub fn new(options: &Options) -> Runner {
         let mut kmsg = Kmsg::open();
         kmsg.start();
-        Runner {
-            report: Report::default(),
-            kmsg,
-            started: Instant::now(),
-            limit: options.limit,
-            only: options.only.clone(),
-        }
+        Runner { report: Report::default(), kmsg, started: Instant::now(), options: options.clone() }
     }
 
     /// Runs one check. Returns whether it passed.
     pub fn run(&mut self, lab: &mut Lab, check: &Check) -> bool {
-        if !self.only.is_empty() && !self.only.iter().any(|part| check.name.contains(part.as_str())) {
+        if !self.options.wants(check.name) {
             return true;
         }
-        if self.started.elapsed() >= self.limit {
-            let detail = format!("not run: the time limit of {} s was reached", self.limit.as_secs());
+        if self.started.elapsed() >= self.options.limit {
+            let detail = format!("not run: the time limit of {} s was reached", self.options.limit.as_secs());
             self.report.check(check.name, false, &detail);
             return false;
         }

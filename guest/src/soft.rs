@@ -384,7 +384,9 @@ mod tests {
     use crate::runner::{Check, Lab, run_isolated};
 
     /// Need a device that works on its own, a kernel with special settings, or sysfs.
-    const NEED_DEVICE: [&str; 8] = [
+    const NEED_DEVICE: [&str; 10] = [
+        "file-disk",
+        "munmap-source-in-flight",
         "queue-without-block-on-fault",
         "munmap-in-flight",
         "mprotect-in-flight",
@@ -396,7 +398,7 @@ mod tests {
     ];
 
     fn lab() -> Lab {
-        Lab { device: None, seed: 42, large: 4 << 20, first_queue: 0 }
+        Lab { device: None, seed: 42, disk: None, large: 4 << 20, first_queue: 0 }
     }
 
     fn outcome(check: &Check, defect: Defect) -> Result<String, String> {

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -49,6 +49,52 @@ pub fn root(lab: &Lab, _: &mut Findings) -> Result<String> {
     )?;
     same(&target.bytes()[..length], &contents, "contents of the program's file")?;
     Ok(format!("{detail}; {length} bytes of the program's own file"))
+}
+
+/// The disk itself: the device's page requests wait for reads of it, and what it writes must be marked dirty, or it is
+/// never written back. Both ends are looked at past the page cache.
+pub fn disk(lab: &Lab, _: &mut Findings) -> Result<String> {
+    let path = lab.disk.as_deref().context("there is no disk")?;
+    let open = |flags| {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .write(true)
+            .custom_flags(flags)
+            .open(path)
+            .with_context(|| path.display().to_string())
+    };
+    let (direct, cached) = (open(libc::O_DIRECT)?, open(0)?);
+    let mut buffer = Mapping::touched(LENGTH)?;
+    let queue = lab.queue(0)?;
+    for round in 0..2 {
+        let contents = pattern::bytes(LENGTH, lab.seed + round);
+        buffer.bytes_mut().copy_from_slice(&contents);
+        direct.write_all_at(buffer.bytes(), 0).context("writing the disk")?;
+        let mapping = Mapping::file(&cached, LENGTH, true, true)?;
+        let target = Mapping::untouched(LENGTH)?;
+        succeeded(
+            &queue.run(Descriptor::copy(mapping.at(3), target.at(1), LENGTH - 4))?,
+            "move from the disk",
+        )?;
+        same(&target.bytes()[1..LENGTH - 3], &contents[3..LENGTH - 1], "data from the disk")?;
+
+        // Twice: after the first time the pages are clean and protected again.
+        for update in
+            [pattern::bytes(LENGTH, !lab.seed ^ round), pattern::bytes(LENGTH, !lab.seed ^ round ^ 8)]
+        {
+            let mut source = Mapping::touched(LENGTH)?;
+            source.bytes_mut().copy_from_slice(&update);
+            let d = Descriptor::copy(source.address(), mapping.at(77), LENGTH - 100);
+            succeeded(&queue.run(d)?, "move to the disk")?;
+            cached.sync_all().context("writing the pages back")?;
+            direct.read_exact_at(buffer.bytes_mut(), 0).context("reading the disk")?;
+            let mut expected = contents.clone();
+            expected[77..LENGTH - 23].copy_from_slice(&update[..LENGTH - 100]);
+            same(buffer.bytes(), &expected, "the disk after what the device wrote was written back")?;
+        }
+    }
+    Ok(format!("{} mapped: read from it by page requests, and written back twice", path.display()))
 }
 
 fn on_disk(lab: &Lab, directory: &Path) -> Result<String> {

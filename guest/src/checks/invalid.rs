@@ -90,6 +90,10 @@ pub fn kernel(lab: &Lab, _: &mut Findings) -> Result<String> {
     memory.bytes_mut().fill(0xa5);
     let mut addresses = vec![0xffff_8880_0000_0000, 0xffff_ffff_8100_0000];
     let text = kernel_text();
+    ensure!(
+        text.is_some() || lab.device.is_none(),
+        "/proc/kallsyms does not tell where the kernel's text is"
+    );
     addresses.extend(text);
     for address in &addresses {
         let pages = *address..address + PAGE as u64;

@@ -14,6 +14,7 @@ use crate::descriptor::Descriptor;
 use crate::memory::{Mapping, PAGE};
 use crate::pattern;
 use crate::process::Findings;
+use crate::reference::filled;
 use crate::runner::Lab;
 
 const PAGES: usize = 32;
@@ -48,8 +49,17 @@ pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
         let mut expected = contents;
         expected[at..at + size].copy_from_slice(&update[..size]);
         same(paged.bytes(), &expected, "paged-out memory that was partly overwritten")?;
+
+        // Pages that only the device has written since they came from swap: without a dirty bit they would come back
+        // as they were.
+        swapped += page_out(&paged)?;
+        succeeded(&queue.run(Descriptor::crc(paged.address(), length, 0))?, "CRC of paged-out memory")?;
+        let value = pattern::mix(lab.seed + round);
+        succeeded(&queue.run(Descriptor::fill(value, paged.address(), length))?, "fill after it")?;
+        swapped += page_out(&paged)?;
+        same(paged.bytes(), &filled(length, value), "what the device wrote, back from swap")?;
     }
-    ensure!(swapped >= 3 * PAGES, "only {swapped} of {} pages were swapped out", 6 * PAGES);
+    ensure!(swapped >= 6 * PAGES, "only {swapped} of {} pages were swapped out", 12 * PAGES);
     Ok(format!("{swapped} anonymous pages paged out to {} and brought back by the device", swap.what))
 }
 

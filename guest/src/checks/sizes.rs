@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Sizes from 1 byte to a mebibyte at odd offsets.
+//! Sizes from 1 byte to 8 MiB at odd offsets; `large` has 64 MiB.
 
 use anyhow::{Result, ensure};
 
@@ -12,9 +12,9 @@ use crate::process::Findings;
 use crate::reference::{crc32c, filled};
 use crate::runner::Lab;
 
-const SIZES: [usize; 30] = [
+const SIZES: [usize; 32] = [
     1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 63, 64, 65, 127, 255, 511, 1000, 2047, 4095, 4096, 4097, 8191,
-    8193, 12_289, 65_535, 65_537, 262_145, 1_048_577,
+    8193, 12_289, 65_535, 65_537, 262_145, 1_048_577, 2_097_151, 8_388_611,
 ];
 
 /// Moves of every size at three pairs of offsets.
@@ -44,7 +44,7 @@ pub fn moves(lab: &Lab, _: &mut Findings) -> Result<String> {
             count += 1;
         }
     }
-    Ok(format!("{count} moves of {} sizes from 1 byte to 1 MiB + 1 at odd offsets", SIZES.len()))
+    Ok(format!("{count} moves of {} sizes from 1 byte to 8 MiB + 3 at odd offsets", SIZES.len()))
 }
 
 /// All operations with a size, as batches.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! munmap while the device writes: what was unmapped may belong to somebody else the moment munmap returns.
+//! munmap while the device works: what was unmapped may belong to somebody else the moment munmap returns.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use super::{faulted, same, succeeded};
 use crate::completion::status;
 use crate::descriptor::Descriptor;
-use crate::memory::{Mapping, memory_file};
+use crate::memory::{Mapping, PAGE, memory_file};
 use crate::pattern::{self, Random};
 use crate::process::Findings;
 use crate::runner::Lab;
@@ -60,6 +60,11 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         } else {
             stopped += 1;
             faulted(&c, true, &(target.at(HALF)..target.at(LENGTH)), true, "move into unmapped memory")?;
+            let first = target.at((c.completed as usize).max(HALF)) & !(PAGE as u64 - 1);
+            ensure!(
+                c.fault_address & !(PAGE as u64 - 1) >= first,
+                "what is complete lies beyond the fault: {c}"
+            );
             (c.completed as usize).min(HALF)
         };
         same(&target.bytes_mut()[..done], &contents[..done], "the half that stayed mapped")?;
@@ -69,6 +74,65 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     Ok(format!(
         "24 rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the pages' new \
          owner never saw the device's data"
+    ))
+}
+
+/// The other direction: half of a source that the device reads is unmapped meanwhile, and its pages get a new owner,
+/// whose contents must not show in what was moved.
+pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
+    let queue = lab.queue(0)?;
+    let contents = pattern::bytes(LENGTH, lab.seed);
+    let of_owner = pattern::bytes(HALF, !lab.seed);
+    let mut random = Random::new(lab.seed);
+    let (mut complete, mut stopped) = (0, 0);
+    let mut usual = Duration::ZERO;
+    for round in 0..16 {
+        let mut source = Mapping::touched(LENGTH)?;
+        source.bytes_mut().copy_from_slice(&contents);
+        let mut owner = Mapping::reserved(HALF)?;
+        // Even rounds: the device has to fault the destination in, so that munmap comes first.
+        let target = if round % 2 == 0 { Mapping::untouched(LENGTH)? } else { Mapping::touched(LENGTH)? };
+        // The device's translations of the source are hot.
+        succeeded(&queue.run(Descriptor::crc(source.address(), LENGTH, 0))?, "CRC before")?;
+        if round % 2 == 1 {
+            let start = Instant::now();
+            succeeded(
+                &queue.run(Descriptor::copy(source.address(), target.address(), LENGTH))?,
+                "move before",
+            )?;
+            usual = start.elapsed();
+            succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
+        }
+
+        let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
+        if round % 2 == 1 {
+            spin(usual.mul_f64(random.below(600) as f64 / 1000.0));
+        }
+        source.unmap(HALF..LENGTH)?;
+        owner.replace_with_fresh(0..HALF)?;
+        owner.bytes_mut().copy_from_slice(&of_owner);
+        let c = queue.wait(pending)?;
+        source.map_hole(HALF..LENGTH).context("something else was mapped into the hole")?;
+
+        let done = if c.status == status::SUCCESS {
+            complete += 1;
+            LENGTH
+        } else {
+            stopped += 1;
+            faulted(&c, true, &(source.at(HALF)..source.at(LENGTH)), false, "move from unmapped memory")?;
+            c.completed as usize
+        };
+        same(&target.bytes()[..done], &contents[..done], &format!("round {round}: what was moved"))?;
+        // Behind that there may be more of the source, or nothing.
+        for (at, byte) in target.bytes().iter().enumerate().skip(done) {
+            ensure!(*byte == contents[at] || *byte == 0, "round {round}: foreign data at {at}: {byte:#04x}");
+        }
+        same(owner.bytes(), &of_owner, &format!("round {round}: memory that got the pages after munmap"))?;
+    }
+    ensure!(stopped > 0, "no move of 16 was stopped by munmap: none was in flight");
+    Ok(format!(
+        "16 rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the new owner's \
+         data never showed"
     ))
 }
 
