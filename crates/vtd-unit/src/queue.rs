@@ -38,8 +38,8 @@ enum Next {
     Register(Command),
     /// A descriptor in the queue as it was enabled the `epoch`-th time.
     Fetch { address: u64, width: DescriptorWidth, mode: TranslationTableMode, epoch: u64, following: u64 },
-    /// The queue's registers are wrong.
-    Error(QueueError),
+    /// The registers of the queue, as it was enabled the `epoch`-th time, are wrong.
+    Error { error: QueueError, epoch: u64 },
 }
 
 /// Who works off the queue.
@@ -108,7 +108,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                     }
                     self.registers().finish_register_invalidation(&command);
                 }
-                Next::Error(error) => self.queue_error(error, None),
+                Next::Error { error, epoch } => self.queue_error(error, epoch),
                 Next::Fetch { address, width, mode, epoch, following } => {
                     match self.fetch(address, width, mode) {
                         // Fetched again by a thread, as if it had never been looked at.
@@ -121,7 +121,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                                 self.tell_observer(&descriptor);
                             }
                         }
-                        Err(error) => self.queue_error(error, Some(epoch)),
+                        Err(error) => self.queue_error(error, epoch),
                     }
                 }
             }
@@ -279,10 +279,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         self.send(message);
     }
 
-    fn queue_error(&self, error: QueueError, epoch: Option<u64>) {
+    fn queue_error(&self, error: QueueError, epoch: u64) {
         let message = {
             let mut registers = self.registers();
-            if epoch.is_some_and(|epoch| epoch != registers.queue_epoch) {
+            if registers.queue_epoch != epoch {
                 return;
             }
             let record = registers.queue_error().with_iqei(error.into_bits());
@@ -308,7 +308,7 @@ impl Registers {
         let checked = check_queue_mode(mode, width, &self.capabilities)
             .and_then(|()| InvalidationQueueTail::from_bits(self.get64(offset::IQT)).check(queue));
         if let Err(error) = checked {
-            return Next::Error(error);
+            return Next::Error { error, epoch: self.queue_epoch };
         }
         // Where software has changed IQA under a running queue, the head is moved to a descriptor of the queue that now
         // is; else it might never meet the tail.
