@@ -13,7 +13,9 @@ use rig::common::{Guest, SOURCE_ID, entry, pasid};
 use rig::{Device, Rig};
 use vm_memory::{Bytes, GuestAddress};
 use vsva::SoftHostConfig;
-use vtd_spec::{AddressRange, Descriptor, DomainId, Pasid, PasidEntry, SourceId};
+use vtd_spec::{
+    AddressRange, Descriptor, DomainId, Pasid, PasidEntry, PasidGranularTranslationType, SourceId,
+};
 use vtd_unit::{Requester, UnitConfig};
 
 const ADDRESS: u64 = 0x7f12_3450_0000;
@@ -323,5 +325,50 @@ fn nothing_reaches_memory_once_the_host_has_taken_it_away() {
         scene.devices[0].port.read(Guest::with_pasid(pasid(5)), ADDRESS, &mut data).unwrap();
         assert!([GOOD, WRITTEN].contains(&data[0]));
         assert_eq!(scene.devices[0].source_id, SOURCE_ID);
+    }
+}
+
+#[test]
+fn an_entry_changes_between_pass_through_and_a_table_without_a_moment_of_neither() {
+    for (number, first) in [(Pasid::ZERO, 0), (pasid(5), 0), (pasid(5), 1)] {
+        let rig = Rig::new();
+        let requester = Requester { pasid: Some(number).filter(|at| *at != Pasid::ZERO), privileged: false };
+        // The table maps the first of two pages to where pass-through has it.
+        let page = rig.guest.pages(2, 1);
+        rig.guest.bind(number);
+        rig.guest.map(number, page, page, entry::USER);
+        let top = rig.guest.walk_addresses(number, page)[0] & !0xfff;
+        let table = Guest::first_stage(DomainId(1), top);
+        let through = Guest::first_stage(DomainId(1), 0).with_pgtt(PasidGranularTranslationType::PassThrough);
+        rig.guest.write_pasid_entry(number, if first == 0 { table } else { through });
+        rig.guest.submit_all(&announce(number, &[SOURCE_ID]));
+        let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let written = rig.port.write(requester, page, &[1]);
+                    if written.is_err() {
+                        stop.store(true, Ordering::Relaxed);
+                        panic!("refused after {} writes", done.load(Ordering::Relaxed));
+                    }
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            for round in 0..300 {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                rig.guest.write_pasid_entry(number, if round % 2 == 0 { through } else { table });
+                rig.guest.submit_all(&announce(number, &[SOURCE_ID]));
+                // What only pass-through reaches tells them apart.
+                let elsewhere = rig.port.write(requester, page + 4096, &[1]);
+                assert_eq!(elsewhere.is_ok(), round % 2 == 0, "round {round}");
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        rig.guest.write_pasid_entry(number, PasidEntry::new());
+        rig.guest.submit_all(&announce(number, &[SOURCE_ID]));
+        assert!(rig.port.write(requester, page, &[1]).is_err());
+        assert_eq!(rig.host.allocated_pasids(), 0);
     }
 }

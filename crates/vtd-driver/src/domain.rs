@@ -67,6 +67,10 @@ impl Domain {
         self.nest_parent
     }
 
+    pub(crate) fn add_attached(&mut self, source_id: SourceId, pasid: Pasid) {
+        self.attached.insert((source_id, pasid));
+    }
+
     pub(crate) fn add_nested(&mut self, source_id: SourceId, pasid: Pasid) {
         self.nested.entry(source_id).or_default().insert(pasid);
     }
@@ -250,7 +254,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             Stage::Second(_) => self.set_up_second_stage(source_id, pasid, domain)?,
         }
         if let Some(domain) = self.domains.get_mut(&domain) {
-            domain.attached.insert((source_id, pasid));
+            domain.add_attached(source_id, pasid);
         }
         Ok(())
     }

@@ -59,6 +59,7 @@ mod page_table;
 mod pasid;
 mod queue;
 mod registers;
+mod replace;
 pub mod sva;
 pub mod vcmd;
 

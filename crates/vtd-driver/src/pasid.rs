@@ -56,7 +56,7 @@ impl NestedTable {
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Address of the entry of a PASID; makes the table where there is none.
-    fn pasid_entry_address(&self, source_id: SourceId, pasid: Pasid) -> Result<u64, Error> {
+    pub(crate) fn pasid_entry_address(&self, source_id: SourceId, pasid: Pasid) -> Result<u64, Error> {
         let device = self.device(source_id)?;
         if pasid.get() >= device.pasid_limit() {
             return Err(Error::PasidOutOfRange { source_id, pasid });
@@ -138,7 +138,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     }
 
     /// What every new entry has: the domain-id, and walks that snoop where they can.
-    fn entry(&self, pgtt: PasidGranularTranslationType, did: DomainId) -> PasidEntry {
+    pub(crate) fn entry(&self, pgtt: PasidGranularTranslationType, did: DomainId) -> PasidEntry {
         PasidEntry::new().with_pgtt(pgtt).with_did(did).with_pwsnp(self.capabilities.ecap.smpwc())
     }
 
@@ -256,7 +256,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         self.submit(&descriptors)
     }
 
-    fn nested_entry(&self, domain: DomainHandle, table: NestedTable) -> Result<PasidEntry, Error> {
+    pub(crate) fn nested_entry(&self, domain: DomainHandle, table: NestedTable) -> Result<PasidEntry, Error> {
         let ecap = self.capabilities.ecap;
         if !ecap.nest() {
             return Err(Error::lacks("nested translation (ECAP.NEST)"));
@@ -297,7 +297,11 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
 
     /// The second-stage half of an entry: the domain's table from the level down that the unit has (Linux
     /// iommu.c:iommu_skip_agaw), and the domain's id.
-    fn with_second_stage(&self, entry: PasidEntry, domain: DomainHandle) -> Result<PasidEntry, Error> {
+    pub(crate) fn with_second_stage(
+        &self,
+        entry: PasidEntry,
+        domain: DomainHandle,
+    ) -> Result<PasidEntry, Error> {
         let domain = self.domain(domain)?;
         let walked = domain
             .second_stage()

@@ -426,73 +426,40 @@ impl Driver {
         }
     }
 
-    fn attach_pasid(
-        &mut self,
-        function: &Function,
-        pasid: Pasid,
-        before: Option<Attachment>,
-        to: Attachment,
-    ) -> Result<(), vtd_driver::Error> {
-        let Self { iommu, pasids, set, domain, .. } = self;
-        let source_id = function.source_id;
-        match (before, to) {
-            (Some(Attachment::Nested(_)), Attachment::Nested(table)) => {
-                let data = Self::bind_data(&table, pasid);
-                nested::rebind_gpasid(iommu, pasids, *set, *domain, source_id, &data)
-            }
-            (_, Attachment::Nested(table)) => {
-                if before.is_some() {
-                    iommu.detach(source_id, pasid)?;
-                }
-                let data = Self::bind_data(&table, pasid);
-                nested::bind_gpasid(iommu, pasids, *set, *domain, source_id, &data)
-            }
-            (_, Attachment::SecondStage) => {
-                if before.is_some() {
-                    nested::unbind_gpasid(iommu, pasids, *set, source_id, pasid.get().into())?;
-                }
-                iommu.attach(*domain, source_id, pasid)
-            }
-        }
-    }
-
-    /// Requests without PASID: entry 0.
-    fn attach_rid(
-        &mut self,
-        function: &Function,
-        before: Option<Attachment>,
-        to: Attachment,
-    ) -> Result<(), vtd_driver::Error> {
-        let source_id = function.source_id;
-        match (before, to) {
-            (Some(Attachment::Nested(_)), Attachment::Nested(table)) => {
-                self.iommu.replace_nested(source_id, Pasid::ZERO, self.domain, Self::nested_table(&table))
-            }
-            (_, to) => {
-                if before.is_some() {
-                    self.iommu.detach(source_id, Pasid::ZERO)?;
-                }
-                match to {
-                    Attachment::SecondStage => self.iommu.attach(self.domain, source_id, Pasid::ZERO),
-                    Attachment::Nested(table) => {
-                        let table = Self::nested_table(&table);
-                        self.iommu.setup_nested(source_id, Pasid::ZERO, self.domain, table)
-                    }
-                }
-            }
-        }
-    }
-
+    /// Requests without PASID are entry 0's. Whatever is attached is replaced in place.
     fn attach(
         &mut self,
         function: &Function,
         pasid: Option<Pasid>,
-        before: Option<Attachment>,
         to: Attachment,
     ) -> Result<(), vtd_driver::Error> {
-        match pasid {
-            Some(pasid) => self.attach_pasid(function, pasid, before, to),
-            None => self.attach_rid(function, before, to),
+        let replaces = self.attached.contains_key(&(function.id, pasid));
+        let Self { iommu, pasids, set, domain, .. } = self;
+        let (source_id, at) = (function.source_id, pasid.unwrap_or(Pasid::ZERO));
+        match to {
+            Attachment::Nested(table) if replaces => {
+                iommu.replace_stages(source_id, at, *domain, Some(Self::nested_table(&table)))
+            }
+            Attachment::SecondStage if replaces => iommu.replace_stages(source_id, at, *domain, None),
+            Attachment::Nested(table) if pasid.is_some() => {
+                let data = Self::bind_data(&table, at);
+                nested::bind_gpasid(iommu, pasids, *set, *domain, source_id, &data)
+            }
+            Attachment::Nested(table) => {
+                iommu.setup_nested(source_id, at, *domain, Self::nested_table(&table))
+            }
+            Attachment::SecondStage => iommu.attach(*domain, source_id, at),
+        }
+    }
+
+    fn detach(&mut self, function: &Function, pasid: Option<Pasid>) -> Result<(), vtd_driver::Error> {
+        let Self { iommu, pasids, set, .. } = self;
+        let source_id = function.source_id;
+        let Some(pasid) = pasid else { return iommu.detach(source_id, Pasid::ZERO) };
+        match nested::unbind_gpasid(iommu, pasids, *set, source_id, pasid.get().into()) {
+            // It was attached to the second stage alone at first.
+            Err(vtd_driver::Error::NotBound { .. }) => iommu.detach(source_id, pasid),
+            unbound => unbound,
         }
     }
 }
@@ -550,24 +517,10 @@ impl HostIommu for SoftHost {
             }
         }
         let key = (device, pasid);
-        let before = driver.attached.get(&key).copied();
-        if before == Some(to) {
+        if driver.attached.get(&key) == Some(&to) {
             return Ok(());
         }
-        if let Err(error) = driver.attach(&function, pasid, before, to) {
-            let refused = host_error(&error);
-            // What was there stays: where it had to be taken away first, it is put back.
-            let back = before.filter(|before| {
-                matches!((before, to), (Attachment::SecondStage, _) | (_, Attachment::SecondStage))
-            });
-            if let Some(back) = back
-                && let Err(error) = driver.attach(&function, pasid, None, back)
-            {
-                tracing::error!(%error, ?device, ?pasid, "soft host: what was attached is lost");
-                driver.attached.remove(&key);
-            }
-            return Err(refused);
-        }
+        driver.attach(&function, pasid, to).map_err(|error| host_error(&error))?;
         driver.attached.insert(key, to);
         Ok(())
     }
@@ -575,14 +528,10 @@ impl HostIommu for SoftHost {
     fn block(&self, device: DeviceId, pasid: Option<Pasid>) {
         let Ok(function) = self.find(device) else { return };
         let mut driver = self.driver();
-        let Some(before) = driver.attached.remove(&(device, pasid)) else { return };
-        let Driver { iommu, pasids, set, .. } = &mut *driver;
-        let done = match (pasid, before) {
-            (Some(pasid), Attachment::Nested(_)) => {
-                nested::unbind_gpasid(iommu, pasids, *set, function.source_id, pasid.get().into())
-            }
-            (pasid, _) => iommu.detach(function.source_id, pasid.unwrap_or(Pasid::ZERO)),
-        };
+        if driver.attached.remove(&(device, pasid)).is_none() {
+            return;
+        }
+        let done = driver.detach(&function, pasid);
         if let Err(error) = done {
             // The driver carries a detachment to its end, whatever does not answer.
             tracing::error!(%error, ?device, ?pasid, "soft host: blocking");
