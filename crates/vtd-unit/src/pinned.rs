@@ -76,7 +76,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> GuestMemory for Pinned<'_, M
     type Bitmap = <M::R as GuestMemoryRegion>::B;
 
     fn check_range(&self, address: GuestAddress, count: usize, access: Permissions) -> bool {
-        let mut slices = Slices { pinned: self, address: address.0, count, access: access_of(access) };
+        let mut slices = Slices::new(self, address, count, access);
         slices.all(|slice| slice.is_ok())
     }
 
@@ -86,7 +86,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> GuestMemory for Pinned<'_, M
         count: usize,
         access: Permissions,
     ) -> Result<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        Ok(Slices { pinned: self, address: address.0, count, access: access_of(access) })
+        Ok(Slices::new(self, address, count, access))
     }
 }
 
@@ -96,6 +96,15 @@ struct Slices<'a, M> {
     address: u64,
     count: usize,
     access: Access,
+    /// Where `address` goes, if that was found while the slice before it was put together: each page is translated, and
+    /// a fault recorded, once.
+    ahead: Option<Result<u64>>,
+}
+
+impl<'a, M> Slices<'a, M> {
+    fn new(pinned: &'a Pinned<'a, M>, address: GuestAddress, count: usize, permissions: Permissions) -> Self {
+        Self { pinned, address: address.0, count, access: access_of(permissions), ahead: None }
+    }
 }
 
 impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Iterator for Slices<'a, M> {
@@ -123,24 +132,29 @@ impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Iterator for Slices<'a, 
 }
 
 impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Slices<'a, M> {
-    fn following(&self) -> Result<VolatileSlice<'a, BS<'a, <M::R as GuestMemoryRegion>::B>>> {
-        let first = self.pinned.translate(self.address, self.access)?;
-        let mut length = self.count.min(4096 - (self.address & 0xfff) as usize);
+    fn following(&mut self) -> Result<VolatileSlice<'a, BS<'a, <M::R as GuestMemoryRegion>::B>>> {
+        let first = match self.ahead.take() {
+            Some(found) => found?,
+            None => self.pinned.translate(self.address, self.access)?,
+        };
+        let memory = self.pinned.endpoint.memory();
+        // Regions that touch in the address space need not touch in ours.
+        let region = memory.find_region(GuestAddress(first));
+        let region = region.ok_or(Error::InvalidGuestAddress(GuestAddress(self.address)))?;
+        let room = (region.last_addr().0 - first).saturating_add(1);
+        let most = self.count.min(usize::try_from(room).unwrap_or(usize::MAX));
+        let mut length = most.min(4096 - (self.address & 0xfff) as usize);
         // What lies together in memory is one slice: atomic accesses and virtio rings want it so.
-        while length < self.count {
+        while length < most {
             let Some(next) = self.address.checked_add(length as u64) else { break };
-            let Ok(output) = self.pinned.translate(next, self.access) else { break };
-            if Some(output) != first.checked_add(length as u64) {
+            let found = self.pinned.translate(next, self.access);
+            if !matches!(found, Ok(output) if Some(output) == first.checked_add(length as u64)) {
+                self.ahead = Some(found);
                 break;
             }
-            length = self.count.min(length + 4096);
+            length = most.min(length + 4096);
         }
-        let memory = self.pinned.endpoint.memory();
-        memory.get_slice(GuestAddress(first), length).or_else(|_| {
-            // Regions that touch in the address space need not touch in ours.
-            let page = self.count.min(4096 - (self.address & 0xfff) as usize);
-            memory.get_slice(GuestAddress(first), page)
-        })
+        memory.get_slice(GuestAddress(first), length)
     }
 }
 

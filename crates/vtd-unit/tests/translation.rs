@@ -164,3 +164,41 @@ fn virtio_style_memory_is_translated_and_pinned() {
     assert_eq!(guest.memory.read_obj::<u8>(GuestAddress(first + 0xbff)).unwrap(), 3);
     assert_eq!(guest.take_fault_reason(), Some(0x71));
 }
+
+#[test]
+fn a_pinned_range_is_one_slice_up_to_the_end_of_its_memory() {
+    use vm_memory::{GuestMemory, Permissions};
+    let guest = Guest::new();
+    guest.command_off(1 << 31);
+    let memory = guest.endpoint.pin(Requester::default(), 0).unwrap();
+    // What a descriptor may claim; without translation every page of it lies behind the one before.
+    let mut slices = memory.get_slices(GuestAddress(0x1004), 1 << 32, Permissions::Read).unwrap();
+    let length = slices.next().unwrap().unwrap().len() as u64;
+    assert_eq!(length, common::MEMORY_BYTES - 0x1004);
+    assert!(slices.next().unwrap().is_err(), "there is no memory behind");
+    assert!(slices.next().is_none());
+}
+
+#[test]
+fn a_cached_translation_is_of_no_use_where_the_context_denies_translated_requests() {
+    let guest = Guest::new();
+    guest.endpoint.set_ats_enabled(true);
+    guest.bind(PASID);
+    let page = guest.page();
+    guest.map(PASID, ADDRESS, page, entry::USER);
+    let requester = Guest::with_pasid(PASID);
+    guest.endpoint.write(requester, ADDRESS, &[1]).unwrap();
+    // Software that has no time for the device-TLB.
+    guest.write_context(SOURCE_ID, Guest::context().with_dte(false).with_pre(false));
+    guest.submit(&common::descriptors::context_device(SOURCE_ID));
+    for _ in 0..2 {
+        let refused = DmaError::TranslationRefused { address: ADDRESS, completer_abort: false };
+        assert_eq!(guest.endpoint.write(requester, ADDRESS, &[2]), Err(refused));
+        assert_eq!(guest.take_fault_reason(), Some(0x44));
+        let request =
+            PageRequest { requester, address: ADDRESS, read: true, write: true, last: false, group: 0 };
+        guest.endpoint.page_request(request);
+        assert_eq!(guest.take_fault_reason(), Some(0x47));
+    }
+    assert_eq!(guest.memory.read_obj::<u8>(GuestAddress(page)).unwrap(), 1);
+}

@@ -40,8 +40,8 @@ impl Cache {
         }
         let (hit, needed) = if self.ats_enabled {
             // A translated request still needs the context's permission.
-            let granted = self.context.is_some() && self.remapping.enabled;
-            let space = self.device_spaces.get(&Key::device(requester)).filter(|_| granted)?;
+            let space = self.device_spaces.get(&Key::device(requester)).filter(|_| self.remapping.enabled)?;
+            self.context.filter(|context| context.dte)?;
             (self.device_tlb.lookup(space, address)?, access.device_rights())
         } else {
             let bound = self.spaces.get(&Key::new(requester.pasid))?;
@@ -183,7 +183,8 @@ impl Cache {
         if !self.remapping.enabled {
             return Err(Miss::Unresolved);
         }
-        let context = self.context.as_ref().ok_or(Miss::Unresolved)?;
+        // Where the context is cached and denies it, resolving says so.
+        let context = self.context.as_ref().filter(|context| context.dte).ok_or(Miss::Unresolved)?;
         let cached = self.device_spaces.get(&Key::device(requester)).ok_or(Miss::Unresolved)?;
         if is_interrupt_request(requester, address) {
             // A request that will not write is granted nothing; one that may is told to come untranslated (U=1), which
