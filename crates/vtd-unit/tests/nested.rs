@@ -327,3 +327,128 @@ fn a_function_that_was_replaced_reaches_nothing() {
     assert!(nested.write(ADDRESS, &[2]).is_err(), "nothing would invalidate what it has cached");
     replacement.write(Guest::with_pasid(PASID), ADDRESS, &[3]).unwrap();
 }
+
+/// PASIDs of one unit, by the type of their entries.
+const TYPES: [(Pasid, PasidGranularTranslationType); 4] = [
+    (Pasid::truncated(0x100), PasidGranularTranslationType::FirstStage),
+    (Pasid::truncated(0x101), PasidGranularTranslationType::SecondStage),
+    (Pasid::truncated(0x102), PasidGranularTranslationType::Nested),
+    (Pasid::truncated(0x103), PasidGranularTranslationType::PassThrough),
+];
+
+/// The same address under each type, each to a page of its own; those pages. Nested and second-stage share a domain.
+fn side_by_side(nested: &Nested, address: u64) -> [u64; 4] {
+    let guest = &nested.guest;
+    let page = || guest.page();
+    let [first, second, nested_page] = [page(), page(), page()];
+    // A table of host addresses beside the one of guest physical addresses.
+    let (host_table, tables) = (page(), [page(), page(), page()]);
+    let mut table = host_table;
+    for (level, next) in (2..=4).rev().zip(tables) {
+        guest.store(table + (address >> (12 + 9 * (level - 1)) & 0x1ff) * 8, next | entry::USER);
+        table = next;
+    }
+    guest.store(table + (address >> 12 & 0x1ff) * 8, first | entry::USER);
+    nested.map_second(address, second, second::R | second::W);
+    let guest_physical = GUEST_PHYSICAL + 0x10_0000;
+    nested.map_second(guest_physical, nested_page, second::R | second::W);
+    nested.map_first(address, guest_physical, entry::USER);
+    for (pasid, pgtt) in TYPES {
+        let plain = Guest::first_stage(DomainId(0x20), host_table).with_pgtt(pgtt);
+        let entry = match pgtt {
+            PasidGranularTranslationType::FirstStage => plain,
+            PasidGranularTranslationType::PassThrough => plain.with_did(DomainId(0x21)).with_fsptptr(0),
+            PasidGranularTranslationType::SecondStage => nested.entry().with_pgtt(pgtt).with_fsptptr(0),
+            PasidGranularTranslationType::Nested => nested.entry(),
+        };
+        guest.write_pasid_entry(pasid, entry);
+    }
+    [first, second, nested_page, address]
+}
+
+#[test]
+fn all_types_of_translation_work_side_by_side() {
+    for (structure_entries, ats) in [(0, false), (64, false), (64, true)] {
+        let nested = Nested::new(&config(structure_entries, true));
+        nested.guest.endpoint.set_ats_enabled(ats);
+        let address = nested.guest.page();
+        let pages = side_by_side(&nested, address);
+        let write = |which: usize, value: u8| {
+            nested.guest.endpoint.write(Guest::with_pasid(TYPES[which].0), address + 9, &[value])
+        };
+        let content =
+            || pages.map(|page| nested.guest.memory.read_obj::<u8>(GuestAddress(page + 9)).unwrap());
+        for round in [1, 2] {
+            (0..4).for_each(|which| write(which, 10 * round + which as u8).unwrap());
+            assert_eq!(content(), [0, 1, 2, 3].map(|which| 10 * round + which));
+        }
+        // A change of the second stage and the invalidation of its domain concern the two types that it is part of.
+        let moved = [nested.guest.page(), nested.guest.page()];
+        nested.map_second(address, moved[0], second::R | second::W);
+        nested.map_second(GUEST_PHYSICAL + 0x10_0000, moved[1], second::R | second::W);
+        let all = vtd_spec::AddressRange::ALL;
+        nested.guest.submit_all(&[
+            iotlb(IotlbGranularity::Domain, 0),
+            common::descriptors::global_device_tlb(common::SOURCE_ID, all),
+        ]);
+        (0..4).for_each(|which| write(which, 40 + which as u8).unwrap());
+        assert_eq!(content(), [40, 21, 22, 43]);
+        let there = moved.map(|page| nested.guest.memory.read_obj::<u8>(GuestAddress(page + 9)).unwrap());
+        assert_eq!(there, [41, 42]);
+        assert_eq!(nested.guest.take_fault_reason(), None);
+    }
+}
+
+#[test]
+fn each_type_of_translation_is_an_option() {
+    let options = |fsts, ssts, nest, pt| UnitConfig {
+        fsts,
+        ssts,
+        nest,
+        pt,
+        fs1gp: fsts,
+        fs5lp: fsts,
+        ..UnitConfig::default()
+    };
+    for (fsts, ssts, nest, pt) in [
+        (true, true, true, true),
+        (true, true, false, true),
+        (true, false, false, false),
+        (false, true, false, false),
+        (false, false, false, true),
+    ] {
+        let nested = Nested::new(&UnitConfig { ssads: ssts, ..options(fsts, ssts, nest, pt) });
+        let address = nested.guest.page();
+        side_by_side(&nested, address);
+        for ((pasid, pgtt), offered) in TYPES.into_iter().zip([fsts, ssts, nest, pt]) {
+            let result = nested.guest.endpoint.write(Guest::with_pasid(pasid), address, &[1]);
+            let reason = nested.guest.take_fault_reason();
+            assert_eq!(result.is_ok(), offered, "{pgtt:?} {fsts} {ssts} {nest} {pt}");
+            // Pointers that no type of the unit uses are reserved bits.
+            assert!(offered || matches!(reason, Some(0x5a | 0x5b)), "{pgtt:?} {reason:x?}");
+        }
+    }
+}
+
+#[test]
+fn an_invalidation_reaches_each_of_many_pasids() {
+    const MANY: u32 = 1500;
+    for granularity in [IotlbGranularity::Page, IotlbGranularity::Domain, IotlbGranularity::Global] {
+        let nested = Nested::new(&config(64, false));
+        let page = nested.guest_page(second::R | second::W);
+        nested.map_first(ADDRESS, page, entry::USER);
+        let host = nested.host(page);
+        let pasids = || (0x1000..0x1000 + MANY).map(|number| Guest::with_pasid(Pasid::truncated(number)));
+        for requester in pasids() {
+            nested.guest.write_pasid_entry(requester.pasid.unwrap(), nested.entry());
+        }
+        for rights in [second::R | second::W, 0, second::R | second::W, 0] {
+            nested.map_second(page, host, rights);
+            nested.guest.submit(&iotlb(granularity, page));
+            for requester in pasids() {
+                let result = nested.guest.endpoint.write(requester, ADDRESS, &[1]);
+                assert_eq!(result.is_ok(), rights != 0, "{granularity:?} {requester:?}");
+            }
+        }
+    }
+}

@@ -9,9 +9,9 @@ use crate::endpoint::Requester;
 use crate::pasid::Stage;
 use crate::tlb::{Space, Tlb};
 
-/// Pages times address spaces that one invalidation looks for. Their product is the guest's to choose, and the
-/// processor that rings waits for it.
-const MAX_PROBES: usize = 1 << 13;
+/// Address spaces that one invalidation looks at, and pages in all of them together. Their product is the guest's to
+/// choose, and the processor that rings waits for it. Beyond, more is forgotten than was asked for: that costs but once.
+const MAX_PROBES: usize = 1 << 10;
 
 impl Cache {
     /// Takes over new unit-wide state and forgets everything.
@@ -74,6 +74,9 @@ impl Cache {
 
     /// IOTLB invalidation, global. \[S tables 23, 24 for this and those below\]
     pub(crate) fn invalidate_iotlb(&mut self) {
+        if self.spaces.len() + self.domains.len() > MAX_PROBES {
+            return self.forget_spaces();
+        }
         for bound in self.spaces.values_mut() {
             bound.cached = self.iotlb.space();
             renew(&mut self.structures, &mut bound.tables);
@@ -85,8 +88,11 @@ impl Cache {
 
     /// IOTLB invalidation of a domain: all of it, or of second-stage and pass-through translations only the pages of a
     /// range; everything that a first stage has a part in goes in either case.
-    pub(crate) fn invalidate_iotlb_of_domain(&mut self, domain: DomainId, range: Option<AddressRange>) {
-        let Some(domain) = self.domains.get_mut(&domain) else { return };
+    pub(crate) fn invalidate_iotlb_of_domain(&mut self, domain_id: DomainId, range: Option<AddressRange>) {
+        let Some(domain) = self.domains.get_mut(&domain_id) else { return };
+        if domain.keys.len() > MAX_PROBES {
+            return self.invalidate_pasids_of_domain(domain_id);
+        }
         let range = range.filter(|range| domain.keys.len() << range.order().min(16) <= MAX_PROBES);
         match (range, &mut self.structures) {
             (Some(range), Some(structures)) => structures.invalidate_pages(&mut domain.second, range),
