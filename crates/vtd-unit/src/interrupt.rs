@@ -83,10 +83,11 @@ impl<M: GuestMemoryBackend> Core<M> {
         if request.reserved() {
             return blocked(FaultReason::Ir20);
         }
-        if u64::from(request.index()) >= 2 << table.s() {
+        let index = u64::from(request.index());
+        let entry = table.irta().checked_add(index * 16).filter(|_| index < 2 << table.s());
+        let Some(address) = entry.filter(|entry| *entry <= self.capabilities.max_host_address()) else {
             return blocked(FaultReason::Ir21);
-        }
-        let address = table.irta().wrapping_add(u64::from(request.index()) * 16);
+        };
         let Ok(qwords) = load_qwords(&*self.memory, address) else { return blocked(FaultReason::Ir23) };
         let entry = InterruptRemapEntry::from_qwords(qwords);
         let blocked = |reason| Err(Blocked::new(reason, entry.fpd()));

@@ -52,17 +52,40 @@ impl<'a, M: GuestMemoryBackend + ?Sized> Nearby<'a, M> {
     }
 }
 
-/// Loads `N` consecutive quadwords, lowest first. The pieces are read once each; a structure wider than the
-/// processor's atomic access may be torn between them, as on hardware.
+/// Loads `N` consecutive quadwords, 16-byte aligned, lowest first. What is larger than 128 bits may be torn between its
+/// pieces of that size, as on hardware. \[S 9: 128-bit entries are read atomically\]
 pub(crate) fn load_qwords<const N: usize, M: GuestMemoryBackend + ?Sized>(
     memory: &M,
     address: u64,
 ) -> Result<[u64; N], AccessError> {
     let mut qwords = [0; N];
-    for (index, qword) in qwords.iter_mut().enumerate() {
-        *qword = load_u64(memory, address.wrapping_add(8 * index as u64))?;
+    for (index, piece) in qwords.chunks_mut(2).enumerate() {
+        load_piece(piece, |qword| load_u64(memory, address.wrapping_add(8 * (2 * index as u64 + qword))))?;
     }
     Ok(qwords)
+}
+
+/// How often a piece is read that software writes at the same time.
+const PIECE_TRIES: usize = 64;
+
+/// Fills one or two quadwords as they were at one time: there are no loads of 128 bits here, so what was read first is
+/// read again after the rest, until it is the same.
+fn load_piece(
+    piece: &mut [u64],
+    mut load: impl FnMut(u64) -> Result<u64, AccessError>,
+) -> Result<(), AccessError> {
+    let [low, rest @ ..] = piece else { return Ok(()) };
+    *low = load(0)?;
+    for _ in 0..PIECE_TRIES {
+        for (high, index) in rest.iter_mut().zip(1..) {
+            *high = load(index)?;
+        }
+        let before = std::mem::replace(low, load(0)?);
+        if before == *low {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Stores an aligned quadword.
@@ -136,6 +159,23 @@ mod tests {
             assert_eq!(nearby.load_u64(0xff8), Err(AccessError));
             assert_eq!(nearby.load_u64(0x1ffc), Err(AccessError), "across the end");
             assert_eq!(nearby.load_u64(u64::MAX - 7), Err(AccessError));
+        }
+    }
+
+    #[test]
+    fn two_quadwords_are_of_one_time() {
+        // Software replaces both at once, between any two loads.
+        let states = [[1, 10], [2, 20], [3, 30], [4, 40]];
+        for changes in 0..1u32 << 9 {
+            let mut loads = 0;
+            let mut piece = [0; 2];
+            load_piece(&mut piece, |qword| {
+                let state = (changes & ((1 << loads) - 1)).count_ones() as usize;
+                loads += 1;
+                Ok(states[state.min(3)][qword as usize])
+            })
+            .unwrap();
+            assert!(states.contains(&piece), "{piece:?} after changes {changes:#b}");
         }
     }
 

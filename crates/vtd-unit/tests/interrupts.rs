@@ -132,3 +132,16 @@ fn a_32_bit_destination_survives_in_extended_mode() {
     guest.endpoint.message(COMPATIBILITY);
     assert_eq!(guest.take_fault_reason(), Some(0x25), "compatibility format has no place in extended mode");
 }
+
+#[test]
+fn a_table_beyond_the_host_address_width_has_no_entries() {
+    let guest = guest();
+    // The last one ends where the width does: it is just not in memory.
+    let tables = [(0x21, 1 << 48 | 7), (0x21, 0xffff_ffff_ffff_f007), (0x23, 0xffff_ffff_f007)];
+    for (reason, table) in tables {
+        guest.write64(offset::IRTA, table);
+        guest.command(1 << 24);
+        guest.endpoint.message(request(255, None));
+        assert_eq!(guest.take_fault_reason(), Some(reason), "{table:#x}");
+    }
+}
