@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! SFS.10: an accessed or dirty bit that cannot be set, because the entry never stays the same for long enough.
+//! SFS.10 and SSS.6: an accessed or dirty bit that cannot be set, because the entry never stays the same for long enough.
 
 mod common;
 
@@ -13,8 +13,8 @@ use vm_memory::{
     Bytes, GuestAddress, GuestMemoryRegion, GuestMemoryRegionBytes, GuestRegionCollection, GuestRegionMmap,
     GuestUsize, MemoryRegionAddress, VolatileSlice,
 };
-use vtd_spec::DomainId;
 use vtd_spec::registers::offset;
+use vtd_spec::{AddressWidth, DomainId, PasidEntry, PasidGranularTranslationType, SecondStageEntry};
 use vtd_unit::{DmaError, EndpointSink, Notify, Unit, UnitConfig};
 
 /// A region in which, if it is `restless`, every access finds that an ignored bit of the quadword has just changed.
@@ -45,7 +45,7 @@ impl GuestMemoryRegion for Region {
     ) -> Result<VolatileSlice<'_, BS<'_, Self::B>>, Error> {
         if self.restless && count == 8 {
             let entry: u64 = self.region.read_obj(offset)?;
-            self.region.write_obj(entry ^ 1 << 9, offset)?;
+            self.region.write_obj(entry ^ 1 << 10, offset)?;
         }
         self.region.get_slice(offset, count)
     }
@@ -54,6 +54,7 @@ impl GuestMemoryRegion for Region {
 impl GuestMemoryRegionBytes for Region {}
 
 const TABLES: u64 = 0x10_0000;
+const SECOND_TABLES: u64 = TABLES + 0x4000;
 
 #[test]
 fn an_update_that_fails_is_a_fault_and_recorded_for_translation_requests_too() {
@@ -79,17 +80,36 @@ fn an_update_that_fails_is_a_fault_and_recorded_for_translation_requests_too() {
     store(TABLES + 0x3008, 0x8000 | entry::USER | entry::A);
     store(TABLES + 0x3010, 0x8000 | entry::USER);
     store(TABLES + 0x3018, 0x8000 | entry::USER | entry::A | entry::D);
+    // The same once more for a second stage.
+    let second = PasidEntry::new()
+        .with_p(true)
+        .with_pgtt(PasidGranularTranslationType::SecondStage)
+        .with_did(DomainId(2))
+        .with_aw(AddressWidth::Bits48.into_bits())
+        .with_ssptptr(SECOND_TABLES)
+        .with_ssade(true)
+        .with_pwsnp(true);
+    for (index, qword) in second.to_qwords().into_iter().enumerate() {
+        store(0x4000 + 3 * 64 + 8 * index as u64, qword);
+    }
+    let (rights, a, d) = (3, SecondStageEntry::A, SecondStageEntry::D);
+    for level in 0..3 {
+        store(SECOND_TABLES + 0x1000 * level, (SECOND_TABLES + 0x1000 * (level + 1)) | rights | a);
+    }
+    store(SECOND_TABLES + 0x3008, 0x8000 | rights | a);
+    store(SECOND_TABLES + 0x3010, 0x8000 | rights);
+    store(SECOND_TABLES + 0x3018, 0x8000 | rights | a | d);
 
     let messages = Arc::new(common::Messages::default());
     let notify = Arc::clone(&messages) as Arc<dyn Notify>;
-    let unit = Unit::new(&UnitConfig::default(), Arc::new(memory), notify).unwrap();
+    let config = UnitConfig { ssts: true, ssads: true, ..UnitConfig::default() };
+    let unit = Unit::new(&config, Arc::new(memory), notify).unwrap();
     let sink: Arc<dyn EndpointSink> = Arc::new(common::Sink::default());
     let endpoint = unit.endpoint(SOURCE_ID, sink);
     unit.write(offset::RTADDR, &(ROOT_TABLE | 0x400).to_le_bytes());
     unit.write(offset::GCMD, &(1u32 << 30).to_le_bytes());
     unit.write(offset::GCMD, &(1u32 << 31).to_le_bytes());
 
-    let requester = Guest::with_pasid(pasid(0x42));
     let reason = || {
         let mut high = [0; 8];
         unit.read(0x228, &mut high);
@@ -98,10 +118,16 @@ fn an_update_that_fails_is_a_fault_and_recorded_for_translation_requests_too() {
         let high = u64::from_le_bytes(high);
         (high >> 63 != 0).then_some((high >> 32) as u8)
     };
-    for ats in [false, true] {
+    for (number, code, ats) in
+        [(0x42, 0x91, false), (0x42, 0x91, true), (0x43, 0x7d, false), (0x43, 0x7d, true)]
+    {
+        let requester = Guest::with_pasid(pasid(number));
         endpoint.set_ats_enabled(ats);
-        let error = |address, write| {
-            if ats { DmaError::PageFault { address, write } } else { DmaError::Refused { address } }
+        // A translation request may be repeated after SFS.10, not after SSS.6.
+        let error = |address, write| match (ats, code) {
+            (false, _) => DmaError::Refused { address },
+            (true, 0x91) => DmaError::PageFault { address, write },
+            (true, _) => DmaError::TranslationRefused { address, completer_abort: true },
         };
         // Each on its own record, which is where the ring is reset to.
         let run = |address: u64, write: bool, expected: Option<u8>| {
@@ -116,9 +142,9 @@ fn an_update_that_fails_is_a_fault_and_recorded_for_translation_requests_too() {
             assert_eq!(reason(), expected, "{address:#x} write: {write} ats: {ats}");
         };
         run(0x1000, false, None);
-        run(0x1000, true, Some(0x91));
-        run(0x2000, false, Some(0x91));
-        run(0x2000, true, Some(0x91));
+        run(0x1000, true, Some(code));
+        run(0x2000, false, Some(code));
+        run(0x2000, true, Some(code));
         run(0x3000, true, None);
     }
 }

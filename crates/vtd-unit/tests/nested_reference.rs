@@ -3,13 +3,16 @@
 //! Random tables of both stages walked twice: by the unit, and by a walker that does nothing but follow the text
 //! (sections 3.6 to 3.8 of the specification) over the same memory. Result, fault reason and every accessed, dirty and
 //! extended-accessed bit of both stages must agree: with cold caches and with warm ones, with paging-structure caches
-//! and without, for untranslated requests and with ATS, nested and second-stage alone.
+//! and without, for untranslated requests and with ATS, nested and second-stage alone; and after software has changed an
+//! entry and invalidated what it has to.
 
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::descriptors::{device_tlb, global_device_tlb, iotlb, pasid_cache};
+use common::descriptors::{
+    device_tlb, global_device_tlb, iotlb, iotlb_domain, pasid_cache, pasid_iotlb, pasid_iotlb_pages,
+};
 use common::{Guest, MEMORY_BYTES, SOURCE_ID, pasid};
 use proptest::prelude::*;
 use vtd_spec::descriptors::{IotlbGranularity, PasidCacheGranularity};
@@ -384,7 +387,7 @@ fn first_entry() -> impl Strategy<Value = Entry> {
         1 => Just(Kind::Interrupts),
         1 => (0u32..16).prop_map(Kind::BeyondHaw),
         2 => Just(Kind::BeyondSecond),
-        1 => (13u32..30).prop_map(Kind::Misaligned),
+        1 => (12u32..30).prop_map(Kind::Misaligned),
     ];
     (flags, kind).prop_map(|(flags, kind)| Entry { flags, kind })
 }
@@ -427,6 +430,42 @@ fn request() -> impl Strategy<Value = Request> {
             offset: word * 8,
             flip,
         },
+    )
+}
+
+/// Software changes an entry.
+#[derive(Clone, Debug)]
+struct Change {
+    which: prop::sample::Index,
+    clear: u64,
+    set: u64,
+    invalidation: Invalidation,
+}
+
+/// By what software makes the change known.
+#[derive(Clone, Copy, Debug)]
+enum Invalidation {
+    Global,
+    Domain,
+    /// Of first-stage tables: the PASID.
+    Pasid,
+    /// The addresses that are in use, one by one with 2^order pages around each.
+    Pages(u8),
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    let rights = (bit(0.4, first::P), bit(0.4, first::RW), bit(0.4, first::US));
+    let marks = (bit(0.4, first::A), bit(0.4, first::D), bit(0.4, second::A), bit(0.4, second::D));
+    let clear = (rights, marks).prop_map(|((p, rw, us), (a, d, sa, sd))| p | rw | us | a | d | sa | sd);
+    let set = (bit(0.5, first::P), bit(0.5, first::RW), bit(0.5, first::US));
+    let invalidation = prop_oneof![
+        Just(Invalidation::Global),
+        Just(Invalidation::Domain),
+        Just(Invalidation::Pasid),
+        prop_oneof![Just(0u8), Just(3), Just(9), Just(18)].prop_map(Invalidation::Pages),
+    ];
+    (any::<prop::sample::Index>(), clear, set, invalidation).prop_map(
+        |(which, clear, (p, rw, us), invalidation)| Change { which, clear, set: p | rw | us, invalidation },
     )
 }
 
@@ -500,6 +539,8 @@ struct Scene {
     first: Vec<Entry>,
     second: Vec<Entry>,
     requests: Vec<Request>,
+    /// After each request: mostly none, so that what one request caches is there for the next.
+    changes: Vec<Option<Change>>,
 }
 
 fn scene() -> impl Strategy<Value = Scene> {
@@ -514,10 +555,12 @@ fn scene() -> impl Strategy<Value = Scene> {
     let entries = (
         prop::collection::vec(first_entry(), 5 * ADDRESSES),
         prop::collection::vec(second_entry(), 48),
-        prop::collection::vec(request(), 1..10),
+        prop::collection::vec((request(), prop::option::weighted(0.3, change())), 1..10),
     );
-    (switches(), shape, entries).prop_map(
-        |(switches, (haw, second_levels, input, guest, diverge, stride), (first, second, requests))| Scene {
+    (switches(), shape, entries).prop_map(|(switches, shape, (first, second, steps))| {
+        let (haw, second_levels, input, guest, diverge, stride) = shape;
+        let (requests, changes) = steps.into_iter().unzip();
+        Scene {
             switches,
             haw,
             second_levels,
@@ -528,15 +571,17 @@ fn scene() -> impl Strategy<Value = Scene> {
             first,
             second,
             requests,
-        },
-    )
+            changes,
+        }
+    })
 }
 
 /// A unit with the scene's tables in its memory.
 struct Stage {
     guest: Guest,
-    /// Where the entries of both stages are.
+    /// Where the entries of both stages are, and which of them are the first's.
     entries: BTreeSet<u64>,
+    first_entries: BTreeSet<u64>,
     rules: Rules,
     addresses: [u64; ADDRESSES],
 }
@@ -546,6 +591,7 @@ struct Builder<'a> {
     scene: &'a Scene,
     guest: &'a Guest,
     entries: BTreeSet<u64>,
+    first_entries: BTreeSet<u64>,
     rules: Rules,
     first: std::slice::Iter<'a, Entry>,
     second: std::slice::Iter<'a, Entry>,
@@ -567,8 +613,9 @@ impl Builder<'_> {
         (high | 1 << 30) & ((1 << width) - 1) & !0x3fff_ffff | low
     }
 
-    /// Makes second-stage entries for a guest physical address; where it leads, whatever its rights.
-    fn second(&mut self, address: u64) -> Option<u64> {
+    /// Makes second-stage entries for a guest physical address, of a page or of a table; where it leads, whatever its
+    /// rights.
+    fn second(&mut self, address: u64, of_page: bool) -> Option<u64> {
         if address > self.rules.max_input {
             return None;
         }
@@ -580,7 +627,7 @@ impl Builder<'_> {
                 return None;
             }
             if self.entries.insert(at) {
-                let value = self.new_second_entry(address, level);
+                let value = self.new_second_entry(address, level, of_page);
                 self.guest.store(at, value);
             }
             let value = self.guest.load(at);
@@ -594,7 +641,7 @@ impl Builder<'_> {
         None
     }
 
-    fn new_second_entry(&mut self, address: u64, level: u32) -> u64 {
+    fn new_second_entry(&mut self, address: u64, level: u32, of_page: bool) -> u64 {
         let plain = Entry { flags: second::R | second::W, kind: Kind::Good };
         let Entry { mut flags, kind } = self.second.next().cloned().unwrap_or(plain);
         // In the upper levels PS is a reserved bit: seldom enough to get past them.
@@ -605,6 +652,12 @@ impl Builder<'_> {
             flags |= second::A | second::D;
         }
         let leaf = level == 1 || (level <= 3 && flags & PS != 0);
+        // A right is missing more often where that ends no walk.
+        flags &= match flags >> 55 & 7 {
+            0 if leaf && of_page => !second::R,
+            1 if leaf && of_page => !second::W,
+            _ => !0,
+        };
         let shift = 12 + 9 * (level - 1);
         let pointer = match level {
             // Pages of 4 KiB lie anywhere, larger ones where the address says.
@@ -634,8 +687,9 @@ impl Builder<'_> {
         let mut table = self.rules.first_table;
         for level in (1..=self.rules.first_levels).rev() {
             let shift = 12 + 9 * (level - 1);
-            let Some(at) = self.second(table + (address >> shift & 0x1ff) * 8) else { return };
+            let Some(at) = self.second(table + (address >> shift & 0x1ff) * 8, false) else { return };
             if self.entries.insert(at) {
+                self.first_entries.insert(at);
                 let value = self.new_first_entry(address, level);
                 self.guest.store(at, value);
             }
@@ -643,7 +697,7 @@ impl Builder<'_> {
             table = value & POINTER;
             if level == 1 || (level <= 3 && value & PS != 0) {
                 let inside = (1u64 << shift) - 1;
-                self.second(table & !inside | address & inside);
+                self.second(table & !inside | address & inside, true);
                 return;
             }
         }
@@ -710,6 +764,7 @@ impl Stage {
             scene,
             guest: &guest,
             entries: BTreeSet::new(),
+            first_entries: BTreeSet::new(),
             rules,
             first: scene.first.iter(),
             second: scene.second.iter(),
@@ -738,11 +793,11 @@ impl Stage {
                 if rules.nested {
                     builder.nested(address);
                 } else {
-                    builder.second(address);
+                    builder.second(address, true);
                 }
             }
         }
-        let entries = builder.entries;
+        let Builder { entries, first_entries, .. } = builder;
         let pgtt = if rules.nested {
             PasidGranularTranslationType::Nested
         } else {
@@ -762,7 +817,7 @@ impl Stage {
             .with_eafe(rules.eafe)
             .with_pwsnp(rules.snooped);
         guest.write_pasid_entry(if switches.with_pasid { PASID } else { Pasid::ZERO }, entry);
-        Self { guest, entries, rules, addresses }
+        Self { guest, entries, first_entries, rules, addresses }
     }
 
     fn load(&self, at: u64) -> Option<u64> {
@@ -872,6 +927,44 @@ impl Stage {
         Ok(())
     }
 
+    /// Changes an entry, then invalidates as software must. \[S table 28, as reference C.5\]
+    fn change(&self, scene: &Scene, change: &Change) {
+        if self.entries.is_empty() {
+            return;
+        }
+        let at = *self.entries.iter().nth(change.which.index(self.entries.len())).unwrap();
+        let first = self.first_entries.contains(&at);
+        let bits = if first {
+            first::P | first::RW | first::US | first::A | first::D
+        } else {
+            second::R | second::W | second::A | second::D
+        };
+        self.guest.store(at, self.guest.load(at) & !(change.clear & bits) | change.set & bits);
+        let pasid = if scene.switches.with_pasid { PASID } else { Pasid::ZERO };
+        let ranges = |order| {
+            let addresses = scene.requests.iter().map(|request| self.asked(scene, request).address);
+            addresses.map(move |address| AddressRange::new(address, order)).collect::<Vec<_>>()
+        };
+        let nothing = AddressRange::new(0, 0);
+        let mut descriptors = match change.invalidation {
+            Invalidation::Pasid if first => vec![pasid_iotlb(DOMAIN, pasid)],
+            Invalidation::Pages(order) if first => {
+                ranges(order).into_iter().map(|range| pasid_iotlb_pages(DOMAIN, pasid, range)).collect()
+            }
+            // Second-stage addresses are the requests' only where that stage is alone.
+            Invalidation::Pages(order) if !self.rules.nested => ranges(order)
+                .into_iter()
+                .filter(|range| range.last() <= self.rules.max_input)
+                .map(|range| iotlb(IotlbGranularity::Page, DOMAIN, range))
+                .collect(),
+            Invalidation::Global => vec![iotlb(IotlbGranularity::Global, DomainId(0), nothing)],
+            _ => vec![iotlb_domain(DOMAIN)],
+        };
+        let all = AddressRange::ALL;
+        descriptors.extend([device_tlb(SOURCE_ID, all), global_device_tlb(SOURCE_ID, all)]);
+        self.guest.submit_all(&descriptors);
+    }
+
     fn forget(&self) {
         let all = AddressRange::ALL;
         self.guest.submit_all(&[
@@ -894,11 +987,15 @@ proptest! {
         for structure_entries in STRUCTURES {
             let (warm, cold) = (Stage::new(&scene, structure_entries), Stage::new(&scene, structure_entries));
             for (index, request) in scene.requests.iter().enumerate() {
-                warm.check(&scene, request, 2 * index as u64)?;
+                warm.check(&scene, request, 3 * index as u64)?;
                 // Again: what is cached now changes nothing.
-                warm.check(&scene, request, 2 * index as u64 + 1)?;
+                warm.check(&scene, request, 3 * index as u64 + 1)?;
                 cold.forget();
                 cold.check(&scene, request, index as u64)?;
+                if let Some(change) = &scene.changes[index] {
+                    warm.change(&scene, change);
+                    warm.check(&scene, request, 3 * index as u64 + 2)?;
+                }
             }
         }
     }

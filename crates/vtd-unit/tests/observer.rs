@@ -100,3 +100,19 @@ fn reading_stops_when_it_is_told_to() {
     });
     assert_eq!(count, 1000);
 }
+
+#[test]
+fn a_directory_entry_is_read_once_for_all_of_its_table() {
+    let guest = Guest::new();
+    guest.bind(pasid(0x80));
+    guest.bind(pasid(0x81));
+    // The guest takes the table away while it is being looked at.
+    let directory = common::PASID_DIRECTORY + 2 * 8;
+    let mut found = Vec::new();
+    guest.unit.bindings(SOURCE_ID, pasid(0x80), &mut |pasid, binding| {
+        guest.store(directory, 0);
+        found.extend(binding.map(|_| pasid.get()));
+        ControlFlow::Continue(())
+    });
+    assert_eq!(found, [0x80, 0x81]);
+}

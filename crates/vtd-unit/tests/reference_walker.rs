@@ -182,7 +182,7 @@ fn entry() -> impl Strategy<Value = Entry> {
         1 => Just(Kind::Hole),
         1 => Just(Kind::Interrupt),
         1 => (0u32..16).prop_map(Kind::BeyondHaw),
-        1 => (13u32..30).prop_map(Kind::Misaligned),
+        1 => (12u32..30).prop_map(Kind::Misaligned),
     ];
     (flags(), kind).prop_map(|(flags, kind)| Entry { flags, kind })
 }

@@ -90,3 +90,14 @@ fn without_the_capability_there_are_no_registers() {
         assert_eq!(guest.read64(offset), 0, "{offset:#x}");
     }
 }
+
+#[test]
+fn the_low_half_of_a_command_starts_it() {
+    let (guest, _pasids) = guest(VirtualCommandEncoding::Final);
+    guest.write64(0xe00, 1);
+    // Free it again, the upper bits of the operand first.
+    guest.write32(0xe04, 0);
+    assert_eq!(guest.read64(0xe10), 100 << 16, "half a command is none");
+    guest.write32(0xe00, 2 | 100 << 16);
+    assert_eq!(guest.read64(0xe10), 0);
+}
