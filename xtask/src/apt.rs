@@ -23,7 +23,7 @@ const NEEDS_APT: &str = "the lab needs apt and dpkg; elsewhere than on Debian pa
                          --guest-modules DIR and install qemu-system-x86_64 and a static busybox";
 
 const NEEDS_MIRROR: &str = "apt on this machine is set up with no Debian mirror: name one with --mirror URL, or pass \
-                            --guest-kernel FILE --guest-modules DIR and install qemu-system-x86_64 (10.0 or newer) \
+                            --guest-kernel FILE --guest-modules DIR and install qemu-system-x86_64 (11.0 or newer) \
                             and a static busybox";
 
 /// One binary package of an archive.

@@ -253,9 +253,6 @@ impl Lab {
         let ended = watch.wait(boot.limit)?;
         let took = began.elapsed();
         drop(watch);
-        if let Some(path) = boot.trace {
-            self.bring_trace(images.path(), path)?;
-        }
 
         let console = read_lossy(&console_file);
         let outer_console = read_lossy(&directory.join("level1.log"));
@@ -267,6 +264,13 @@ impl Lab {
         let failure = ended
             .map(|end| end.to_string())
             .or_else(|| failure(&transcript, &outer, self.supplies.outer.is_some(), boot.programs));
+        if let Some(path) = boot.trace {
+            match self.bring_trace(images.path(), path) {
+                // The run's own failure is what is to be seen.
+                Err(e) if failure.is_some() => say::line(&format!("{e:#}")),
+                brought => brought?,
+            }
+        }
         if let Some(why) = &failure {
             say::line(&format!("{}: {why}; the last lines of {}:", boot.name, console_file.display()));
             for line in console::last_lines(&console, LAST_LINES) {
