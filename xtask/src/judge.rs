@@ -49,7 +49,7 @@ fn lab_checks(outcome: &Outcome, expect: Expect) -> Vec<(&'static str, bool, Str
 
     let again = match outcome.repeated {
         0 => String::new(),
-        times => format!(", after {times} runs in which the emulation failed"),
+        times => format!(", after {times} in which the emulation failed or may have"),
     };
     let console = format!("console in {}{again}", outcome.console_file.display());
     checks.push(("ran to its end", outcome.failure.is_none(), outcome.failure.clone().unwrap_or(console)));

@@ -36,6 +36,8 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// How long level 1, which gives a sign of life every ten seconds, may give none. Shorter than [`SILENCE`], so that a
 /// silent guest is known to be alone with it or not.
 const LEVEL1_SILENCE: Duration = Duration::from_secs(90);
+/// What `vsva` says where a processor of the guest has given up.
+const TRIPLE_FAULT: &str = "the guest crashed: triple fault";
 /// Level 1's sign of life.
 const ALIVE: &str = "VSVA-ALIVE";
 /// How many lines of the guest's console tell what went wrong.
@@ -152,9 +154,9 @@ pub struct Outcome {
     pub took: Duration,
     /// Level 1's uptime when it was ready, in seconds.
     pub level1_seconds: Option<f64>,
-    /// Whether it was the emulation around the guest that failed: level 1's own kernel panicked or hung.
+    /// Whether the emulation around the guest is to blame, or may be.
     pub emulation_failed: bool,
-    /// How many runs before this one were given up because the emulation had failed.
+    /// How many runs before this one were given up for that.
     pub repeated: usize,
 }
 
@@ -222,9 +224,8 @@ impl Supplies {
 }
 
 impl Lab {
-    /// Boots a guest and waits for its end. A panic of level 1's own kernel, or the end of its signs of life, tells of
-    /// the emulation rather than of the guest: then the run is repeated, and said to be. A guest that panics or hangs
-    /// while level 1 lives is never given a second chance.
+    /// Boots a guest and waits for its end. Where the emulation is to blame, or may be ([`emulation_suspected`]), the run
+    /// is repeated, and said to be.
     pub fn boot(&self, boot: &Boot) -> Result<Outcome> {
         for repeated in 0..LEVEL1_RETRIES {
             let outcome = self.attempt(boot)?;
@@ -260,7 +261,8 @@ impl Lab {
         let outer = Transcript::read(&outer_console);
         let vsva = [outer_console, read_lossy(&directory.join("vsva.log"))].concat();
         let level1_seconds = outer.fact("level1-seconds").and_then(|s| s.parse().ok());
-        let emulation_failed = matches!(ended, Some(End::Level1Panic | End::Level1Silent(_)));
+        let emulation_failed =
+            self.supplies.outer.is_some() && emulation_suspected(ended.as_ref(), &transcript, &vsva);
         let failure = ended
             .map(|end| end.to_string())
             .or_else(|| failure(&transcript, &outer, self.supplies.outer.is_some(), boot.programs));
@@ -422,6 +424,20 @@ impl Lab {
             .stdout(File::create(directory.join("guest.log"))?)
             .stderr(File::create(directory.join("vsva.log"))?);
         Watch::start(command, directory, "vsva.log")
+    }
+}
+
+/// Whether the emulation is to blame for how a run in level 1 ended, or may be. Level 1's own kernel that panics or hangs
+/// runs under nothing else. A guest's processors that stand still or triple-fault were seen at any point of a run, before
+/// any device was in use too, with level 1 alive; vsva has no part in what a processor does between two exits. A guest
+/// that panics is its own, and so is whatever comes after a check that failed.
+fn emulation_suspected(ended: Option<&End>, guest: &Transcript, vsva: &str) -> bool {
+    match ended {
+        Some(End::Level1Panic | End::Level1Silent(_)) => true,
+        _ if guest.checks.iter().any(|check| !check.passed) => false,
+        Some(End::GuestSilent(_)) => true,
+        Some(_) => false,
+        None => vsva.contains(TRIPLE_FAULT),
     }
 }
 
@@ -600,6 +616,25 @@ mod tests {
         assert_eq!(tail.lines(), ["one"]);
         file.write_all(b"o\nthree\n").unwrap();
         assert_eq!(tail.lines(), ["two", "three"]);
+    }
+
+    #[test]
+    fn only_what_the_emulation_may_have_done_is_repeated() {
+        let good = Transcript::read("VSVA-CHECK {\"name\":\"a\",\"passed\":true,\"detail\":\"\"}\n");
+        let bad = Transcript::read("VSVA-CHECK {\"name\":\"a\",\"passed\":false,\"detail\":\"\"}\n");
+        let crashed = format!("vsva: {TRIPLE_FAULT} on processor 0\n");
+        let silent = Some(&End::GuestSilent(SILENCE));
+        for end in [End::Level1Panic, End::Level1Silent(LEVEL1_SILENCE)] {
+            assert!(emulation_suspected(Some(&end), &bad, ""));
+        }
+        assert!(emulation_suspected(silent, &good, ""));
+        assert!(!emulation_suspected(silent, &bad, ""), "a check has failed before");
+        assert!(emulation_suspected(None, &good, &crashed));
+        assert!(!emulation_suspected(None, &bad, &crashed));
+        assert!(!emulation_suspected(None, &good, "vsva: KVM cannot run processor 0\n"));
+        for end in [End::GuestPanic, End::Failed(String::new()), End::Limit(SILENCE)] {
+            assert!(!emulation_suspected(Some(&end), &good, ""));
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -63,13 +64,21 @@ pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
     Ok(format!("{swapped} anonymous pages paged out to {} and brought back by the device", swap.what))
 }
 
-/// Pages `mapping` out and gives the number of pages that are in swap.
+/// Pages `mapping` out and gives the number of pages that are in swap. What is still on a processor's way to the lists of
+/// reclaim is left by MADV_PAGEOUT: it is asked again until all has gone, within reason.
 fn page_out(mapping: &Mapping) -> Result<usize> {
     let length = mapping.bytes().len();
-    mapping.advise(0..length, libc::MADV_PAGEOUT).context("madvise(MADV_PAGEOUT)")?;
     let mut count = 0;
-    for offset in (0..length).step_by(PAGE) {
-        count += usize::from(mapping.page_state(offset)?.swapped);
+    for _ in 0..20 {
+        mapping.advise(0..length, libc::MADV_PAGEOUT).context("madvise(MADV_PAGEOUT)")?;
+        count = 0;
+        for offset in (0..length).step_by(PAGE) {
+            count += usize::from(mapping.page_state(offset)?.swapped);
+        }
+        if count == PAGES {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
     ensure!(count > 0, "MADV_PAGEOUT left every page in memory");
     Ok(count)
