@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use vm_memory::bitmap::MS;
-use vm_memory::{GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{GuestMemoryBackend, VolatileSlice};
 use vtd_spec::{AddressRange, AtsResponse, FaultReason, Pasid, ResponseCode, SourceId};
 
 use crate::fault::{AddressType, Blocked, Fault, FaultType};
 use crate::function::{Cache, Function, Miss, is_interrupt_range};
-use crate::memory::compare_exchange_u64;
+use crate::memory::{compare_exchange_u64, slice};
 use crate::notify::Message;
 use crate::pinned::Pinned;
 use crate::unit::Core;
@@ -232,8 +232,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         f: &mut dyn FnMut(usize, VolatileSlice<'_, MS<'_, M>>),
     ) -> Result<(), DmaError> {
         self.each_page(requester, address, length, access, |offset, output, count| {
-            let slice = self.core.memory.get_slice(GuestAddress(output), count).map_err(|_| ())?;
-            f(offset, slice);
+            f(offset, slice(&*self.core.memory, output, count).map_err(|_| ())?);
             Ok(())
         })
     }
@@ -251,8 +250,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         length: usize,
         access: Access,
     ) -> Result<(), DmaError> {
+        let in_one_page = length <= 4096 - (address & 0xfff) as usize;
+        if in_one_page && self.function.read().recent(requester, address, access).is_some() {
+            return Ok(());
+        }
         self.each_page(requester, address, length, access, |_, output, count| {
-            self.core.memory.get_slice(GuestAddress(output), count).map(drop).map_err(|_| ())
+            slice(&*self.core.memory, output, count).map(drop).map_err(|_| ())
         })
     }
 

@@ -6,9 +6,10 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::bitmap::Bitmap;
+use vm_memory::bitmap::{Bitmap, MS};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, VolatileMemory,
+    VolatileSlice,
 };
 
 /// There is no memory at the address.
@@ -21,6 +22,19 @@ pub(crate) fn load_u64<M: GuestMemoryBackend + ?Sized>(memory: &M, address: u64)
     // By slice: the layer's own `load` takes several times as long.
     let slice = memory.get_slice(GuestAddress(address), 8).map_err(|_| AccessError)?;
     slice.load(0, Ordering::Acquire).map(u64::from_le).map_err(|_| AccessError)
+}
+
+/// The memory of a piece that mostly lies in one region: the layer's own `get_slice` goes through all that the piece may
+/// touch, which takes several times as long.
+#[inline]
+pub(crate) fn slice<M: GuestMemoryBackend + ?Sized>(
+    memory: &M,
+    address: u64,
+    count: usize,
+) -> Result<VolatileSlice<'_, MS<'_, M>>, AccessError> {
+    let region = memory.find_region(GuestAddress(address)).ok_or(AccessError)?;
+    let offset = MemoryRegionAddress(address.wrapping_sub(region.start_addr().0));
+    region.get_slice(offset, count).map_err(|_| AccessError)
 }
 
 /// Loads from memory that mostly lies in one region: looks for the region only where it is not the last load's.

@@ -8,6 +8,7 @@
 //! what it removed has ended, and a fill can not bring back what was removed while it walked.
 
 mod invalidate;
+mod recent;
 mod resolve;
 mod translate;
 
@@ -28,6 +29,7 @@ use crate::pasid::AddressSpace;
 use crate::pasid_translation::PasidTranslation;
 use crate::statistics::Counters;
 use crate::tlb::{Space, Tlb};
+use recent::Recent;
 
 /// PASIDs a function may have cached at a time; the cache starts afresh beyond them.
 const MAX_SPACES: usize = 1 << 16;
@@ -80,7 +82,9 @@ impl Function {
 
     /// The caches, for an invalidation: waits for the accesses in flight.
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Cache> {
-        self.cache.write().unwrap_or_else(PoisonError::into_inner)
+        let mut cache = self.cache.write().unwrap_or_else(PoisonError::into_inner);
+        cache.recent.begin_epoch();
+        cache
     }
 }
 
@@ -180,6 +184,8 @@ pub(crate) struct Cache {
     structures: Option<Tlb>,
     device_tlb: Tlb,
     device_spaces: Map<Space>,
+    /// What was used last of either of the two.
+    recent: Recent,
     /// Where the device's PASIDs are not the tables'.
     translation: Option<PasidTranslation>,
     pub(crate) counters: Counters,
@@ -197,6 +203,7 @@ impl Cache {
             structures: (entries.structures > 0).then(|| Tlb::new(entries.structures)),
             device_tlb: Tlb::new(entries.iotlb),
             device_spaces: Map::default(),
+            recent: Recent::new(),
             translation: None,
             counters: Counters::default(),
         }

@@ -31,6 +31,9 @@ impl Cache {
 
     /// Forgets what the caches hold for the page of a page request. \[S 6.5.3.1\]
     pub(crate) fn forget_page(&self, requester: Requester, address: u64) {
+        for privileged in [false, true] {
+            self.recent.forget(Key::device(Requester { privileged, ..requester }), address);
+        }
         if let Some(bound) = self.spaces.get(&Key::new(requester.pasid)) {
             self.iotlb.forget_page(&bound.cached, address);
             if let Some(structures) = &self.structures {

@@ -9,7 +9,7 @@ use super::{Bound, Cache, Key, Miss};
 use crate::endpoint::{Access, Requester};
 use crate::fault::{AddressType, Blocked};
 use crate::legacy::legacy_reason;
-use crate::memory::Nearby;
+use crate::memory::{Nearby, slice};
 use crate::pasid::Stage;
 use crate::tlb::{PageSize, Translation};
 use crate::walk::{Cached, Purpose, Walker, rights};
@@ -25,32 +25,58 @@ impl Cache {
         address: u64,
         access: Access,
     ) -> Result<u64, Miss> {
-        match self.cached(requester, address, access) {
+        if let Some(output) = self.recent(requester, address, access) {
+            return Ok(output);
+        }
+        match self.cached(memory, requester, address, access) {
             Some(output) => Ok(output),
             None => self.translate_slowly(memory, capabilities, requester, address, access),
         }
     }
 
-    /// The hot path: a cached translation that grants all that the access needs. Canonical form and the interrupt
-    /// range were checked when it was cached, and the cached rights can only be fewer than the tables'.
+    /// The hot path: where an access goes to a page that was used a short while ago, and that is memory as a whole.
     #[inline]
-    fn cached(&self, requester: Requester, address: u64, access: Access) -> Option<u64> {
+    pub(crate) fn recent(&self, requester: Requester, address: u64, access: Access) -> Option<u64> {
+        self.recent.lookup(Key::device(requester), address, access)
+    }
+
+    /// A cached translation that grants all that the access needs. Canonical form and the interrupt range were checked
+    /// when it was cached, and the cached rights can only be fewer than the tables'.
+    #[inline(never)]
+    fn cached<M: GuestMemoryBackend + ?Sized>(
+        &self,
+        memory: &M,
+        requester: Requester,
+        address: u64,
+        access: Access,
+    ) -> Option<u64> {
         if is_interrupt_request(requester, address) {
             return None;
         }
-        let (hit, needed) = if self.ats_enabled {
+        let needed: fn(Access) -> u64;
+        let hit = if self.ats_enabled {
             // A translated request still needs the context's permission.
             let space = self.device_spaces.get(&Key::device(requester)).filter(|_| self.remapping.enabled)?;
             self.context.filter(|context| context.dte)?;
-            (self.device_tlb.lookup(space, address)?, access.device_rights())
+            needed = Access::device_rights;
+            self.device_tlb.lookup(space, address)?
         } else {
             let bound = self.spaces.get(&Key::new(requester.pasid))?;
             if requester.privileged || bound.privileged {
                 return None;
             }
-            (self.iotlb.lookup(&bound.cached, address)?, access.user_rights())
+            needed = Access::user_rights;
+            self.iotlb.lookup(&bound.cached, address)?
         };
-        (hit.rights & needed == needed).then(|| hit.page | address & hit.size.offset_mask())
+        let grants = |access| hit.rights & needed(access) == needed(access);
+        if !grants(access) {
+            return None;
+        }
+        let output = hit.page | address & hit.size.offset_mask();
+        if slice(memory, output & !0xfff, 4096).is_ok() {
+            self.recent.fill(Key::device(requester), address, output, grants);
+        }
+        Some(output)
     }
 
     #[inline(never)]
