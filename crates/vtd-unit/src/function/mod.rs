@@ -88,7 +88,7 @@ impl Function {
     }
 }
 
-/// PASIDs are small numbers that software hands out in order: spreading them needs one multiplication.
+/// PASIDs and domain-ids are small numbers that software hands out in order: spreading them needs one multiplication.
 #[derive(Default)]
 pub(crate) struct PasidHasher(u64);
 
@@ -101,6 +101,10 @@ impl Hasher for PasidHasher {
         for byte in bytes {
             self.write_u32(u32::from(*byte) ^ (self.0 as u32));
         }
+    }
+
+    fn write_u16(&mut self, value: u16) {
+        self.write_u32(u32::from(value));
     }
 
     fn write_u32(&mut self, value: u32) {
@@ -178,7 +182,7 @@ pub(crate) struct Cache {
     ats_enabled: bool,
     context: Option<Context>,
     spaces: Map<Bound>,
-    domains: HashMap<DomainId, Domain>,
+    domains: HashMap<DomainId, Domain, BuildHasherDefault<PasidHasher>>,
     iotlb: Tlb,
     /// Paging-structure caches: tables of both stages; none if the unit is to walk every time.
     structures: Option<Tlb>,
@@ -198,7 +202,7 @@ impl Cache {
             ats_enabled: false,
             context: None,
             spaces: Map::default(),
-            domains: HashMap::new(),
+            domains: HashMap::default(),
             iotlb: Tlb::new(entries.iotlb),
             structures: (entries.structures > 0).then(|| Tlb::new(entries.structures)),
             device_tlb: Tlb::new(entries.iotlb),
