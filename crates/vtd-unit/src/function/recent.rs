@@ -51,16 +51,21 @@ impl Entry {
     }
 }
 
+/// On cache lines that no other function's data shares, nor are fetched along with.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Entries([Entry; ENTRIES]);
+
 /// See the module's documentation.
 #[derive(Debug)]
 pub(super) struct Recent {
-    entries: Box<[Entry; ENTRIES]>,
+    entries: Box<Entries>,
     epoch: u64,
 }
 
 impl Recent {
     pub(super) fn new() -> Self {
-        Self { entries: Box::new(std::array::from_fn(|_| Entry::default())), epoch: 1 }
+        Self { entries: Box::new(Entries(std::array::from_fn(|_| Entry::default()))), epoch: 1 }
     }
 
     fn owner(&self, key: Key) -> u64 {
@@ -72,7 +77,7 @@ impl Recent {
         // Neighbouring pages lie side by side, those at a distance that is a power of two take the places between, and
         // those of another PASID lie elsewhere.
         let spread = u64::from(key.0).wrapping_mul(0x9e37_79b9) >> 16;
-        &self.entries[(page ^ page >> 9 ^ page >> 18 ^ spread) as usize % ENTRIES]
+        &self.entries.0[(page ^ page >> 9 ^ page >> 18 ^ spread) as usize % ENTRIES]
     }
 
     /// Where an access to `address` goes, if that is known and granted.
