@@ -3,7 +3,7 @@
 //! What a PCIe function has towards its root complex: DMA, address translation services (ATS) with a
 //! translation cache of its own, page requests and messages. Device models see this and nothing more.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 
 use vm_memory::bitmap::MS;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
@@ -231,7 +231,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         access: Access,
         f: &mut dyn FnMut(usize, VolatileSlice<'_, MS<'_, M>>),
     ) -> Result<(), DmaError> {
-        self.each_page(requester, address, length, access, |offset, output, count| {
+        self.each_page(self.function.read(), requester, address, length, access, |offset, output, count| {
             f(offset, slice(&*self.core.memory, output, count).map_err(|_| ())?);
             Ok(())
         })
@@ -251,10 +251,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         access: Access,
     ) -> Result<(), DmaError> {
         let in_one_page = length <= 4096 - (address & 0xfff) as usize;
-        if in_one_page && self.function.read().recent(requester, address, access).is_some() {
+        let cache = self.function.read();
+        if in_one_page && cache.recent(requester, address, access).is_some() {
             return Ok(());
         }
-        self.each_page(requester, address, length, access, |_, output, count| {
+        self.each_page(cache, requester, address, length, access, |_, output, count| {
             slice(&*self.core.memory, output, count).map(drop).map_err(|_| ())
         })
     }
@@ -276,7 +277,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
             return Err(DmaError::Refused { address });
         }
         let mut found = current;
-        self.each_page(requester, address, 8, Access::Atomic, |_, output, _| {
+        self.each_page(self.function.read(), requester, address, 8, Access::Atomic, |_, output, _| {
             if let Err(other) =
                 compare_exchange_u64(&*self.core.memory, output, current, new).map_err(|_| ())?
             {
@@ -333,11 +334,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         )
     }
 
-    /// Translates page by page and calls `f` with the offset in the range, the output address and the length of each
+    /// Translates page by page, with the function's caches, and calls `f` with the offset in the range, the output address and the length of each
     /// piece, with invalidations held off. `f` fails where there is no memory.
     #[inline]
-    fn each_page(
-        &self,
+    fn each_page<'a>(
+        &'a self,
+        mut cache: RwLockReadGuard<'a, Cache>,
         requester: Requester,
         address: u64,
         length: usize,
@@ -345,7 +347,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         mut f: impl FnMut(usize, u64, usize) -> Result<(), ()>,
     ) -> Result<(), DmaError> {
         let (memory, capabilities) = (&*self.core.memory, &self.core.capabilities);
-        let mut cache = self.function.read();
         let mut offset = 0;
         let mut misses = 0;
         while offset < length {

@@ -37,6 +37,7 @@ mod pinned;
 mod queue;
 mod registers;
 mod second_stage;
+mod sequence;
 mod statistics;
 mod tlb;
 mod unit;

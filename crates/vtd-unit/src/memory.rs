@@ -19,13 +19,11 @@ pub(crate) struct AccessError;
 /// Loads an aligned quadword. \[S 9: 64-bit entries are read atomically\]
 #[inline]
 pub(crate) fn load_u64<M: GuestMemoryBackend + ?Sized>(memory: &M, address: u64) -> Result<u64, AccessError> {
-    // By slice: the layer's own `load` takes several times as long.
-    let slice = memory.get_slice(GuestAddress(address), 8).map_err(|_| AccessError)?;
-    slice.load(0, Ordering::Acquire).map(u64::from_le).map_err(|_| AccessError)
+    slice(memory, address, 8)?.load(0, Ordering::Acquire).map(u64::from_le).map_err(|_| AccessError)
 }
 
-/// The memory of a piece that mostly lies in one region: the layer's own `get_slice` goes through all that the piece may
-/// touch, which takes several times as long.
+/// The memory of a piece that lies in one region: the layer's own `get_slice` goes through all that the piece may touch,
+/// and its `load` does so too, which takes several times as long.
 #[inline]
 pub(crate) fn slice<M: GuestMemoryBackend + ?Sized>(
     memory: &M,
@@ -127,7 +125,7 @@ pub(crate) fn compare_exchange_u64<M: GuestMemoryBackend + ?Sized>(
     current: u64,
     new: u64,
 ) -> Result<Result<(), u64>, AccessError> {
-    let slice = memory.get_slice(GuestAddress(address), 8).map_err(|_| AccessError)?;
+    let slice = slice(memory, address, 8)?;
     let cell = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| AccessError)?;
     let exchanged = cell.compare_exchange(current.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
     if exchanged.is_ok() {

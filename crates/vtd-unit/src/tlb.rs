@@ -11,9 +11,11 @@
 //! holds its lock shared for both, and exclusively while it invalidates, which is what keeps a fill from
 //! resurrecting a translation that an invalidation has removed.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vtd_spec::AddressRange;
+
+use crate::sequence::Sequence;
 
 /// Size of a cached page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,8 +91,7 @@ pub(crate) struct Translation {
 
 #[derive(Debug, Default)]
 struct Entry {
-    /// Even: stable; odd: being written. 0 for an entry never used.
-    sequence: AtomicU64,
+    sequence: Sequence,
     tag: AtomicU64,
     /// Page number in bits 63:2 (a 64-bit address has a 52-bit one), size in bits 1:0.
     key: AtomicU64,
@@ -147,15 +148,14 @@ impl Tlb {
             let number = address >> size.shift();
             let key = number << 2 | size as u64;
             for entry in &self.set(space.tag, number).0 {
-                let sequence = entry.sequence.load(Ordering::Acquire);
+                let begun = entry.sequence.begin();
                 let matches = entry.tag.load(Ordering::Relaxed) == space.tag.0
                     && entry.key.load(Ordering::Relaxed) == key;
-                if !matches || sequence & 1 != 0 {
+                if !matches {
                     continue;
                 }
                 let value = entry.value.load(Ordering::Relaxed);
-                fence(Ordering::Acquire);
-                if entry.sequence.load(Ordering::Relaxed) == sequence {
+                if entry.sequence.is_stable(begun) {
                     return Some(Translation { page: value & !0xfff, size, rights: value & 0xfff });
                 }
             }
@@ -172,24 +172,17 @@ impl Tlb {
         let same = |entry: &&Entry| {
             entry.tag.load(Ordering::Relaxed) == space.tag.0 && entry.key.load(Ordering::Relaxed) == key
         };
-        let age = |entry: &Entry| entry.sequence.load(Ordering::Relaxed);
+        let age = |entry: &Entry| entry.sequence.begin();
         let entry =
             set.iter().find(same).unwrap_or(if age(&set[0]) <= age(&set[1]) { &set[0] } else { &set[1] });
-        let sequence = age(entry);
-        let claimed = sequence & 1 == 0
-            && entry
-                .sequence
-                .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok();
-        if !claimed {
-            return;
+        let filled = entry.sequence.write(age(entry), || {
+            entry.tag.store(space.tag.0, Ordering::Relaxed);
+            entry.key.store(key, Ordering::Relaxed);
+            entry.value.store(page & !0xfff | rights & 0xfff, Ordering::Relaxed);
+        });
+        if filled {
+            space.sizes.add(size);
         }
-        fence(Ordering::Release);
-        entry.tag.store(space.tag.0, Ordering::Relaxed);
-        entry.key.store(key, Ordering::Relaxed);
-        entry.value.store(page & !0xfff | rights & 0xfff, Ordering::Relaxed);
-        entry.sequence.store(sequence + 2, Ordering::Release);
-        space.sizes.add(size);
     }
 
     /// Forgets the translations of all pages that touch `range`. The caller holds its lock exclusively. May forget
@@ -224,18 +217,11 @@ impl Tlb {
             let number = address >> size.shift();
             let key = number << 2 | size as u64;
             for entry in &self.set(space.tag, number).0 {
-                let sequence = entry.sequence.load(Ordering::Acquire);
-                if sequence & 1 == 0
-                    && entry.key.load(Ordering::Relaxed) == key
+                let begun = entry.sequence.begin();
+                if entry.key.load(Ordering::Relaxed) == key
                     && entry.tag.load(Ordering::Relaxed) == space.tag.0
-                    && entry
-                        .sequence
-                        .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
-                        .is_ok()
                 {
-                    fence(Ordering::Release);
-                    entry.tag.store(0, Ordering::Relaxed);
-                    entry.sequence.store(sequence + 2, Ordering::Release);
+                    entry.sequence.write(begun, || entry.tag.store(0, Ordering::Relaxed));
                 }
             }
         }

@@ -7,10 +7,11 @@
 //! outlives an invalidation, or any other change, whatever it was of; what is still good comes back from the caches behind.
 //! Only pages that are memory as a whole are kept.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Key;
 use crate::endpoint::Access;
+use crate::sequence::Sequence;
 
 /// Pages that are kept; a power of two. With their neighbours in the first-level cache of a processor.
 const ENTRIES: usize = 512;
@@ -19,11 +20,11 @@ const ENTRIES: usize = 512;
 const KEY_BITS: u32 = 22;
 const EPOCHS: u64 = 1 << (64 - KEY_BITS);
 
-/// Half a cache line, written under a sequence count: odd while it changes.
+/// Half a cache line.
 #[derive(Debug, Default)]
 #[repr(align(32))]
 struct Entry {
-    sequence: AtomicU64,
+    sequence: Sequence,
     /// Epoch and key; 0 where there is nothing.
     owner: AtomicU64,
     /// Number of the page.
@@ -35,19 +36,11 @@ struct Entry {
 impl Entry {
     /// Writes the entry, unless another thread does.
     fn write(&self, owner: u64, page: u64, value: u64) {
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        let claimed = sequence & 1 == 0
-            && self
-                .sequence
-                .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
-                .is_ok();
-        if claimed {
-            fence(Ordering::Release);
+        self.sequence.write(self.sequence.begin(), || {
             self.owner.store(owner, Ordering::Relaxed);
             self.page.store(page, Ordering::Relaxed);
             self.value.store(value, Ordering::Relaxed);
-            self.sequence.store(sequence + 2, Ordering::Release);
-        }
+        });
     }
 }
 
@@ -85,15 +78,14 @@ impl Recent {
     pub(super) fn lookup(&self, key: Key, address: u64, access: Access) -> Option<u64> {
         let page = address >> 12;
         let entry = self.entry(key, page);
-        let sequence = entry.sequence.load(Ordering::Acquire);
+        let begun = entry.sequence.begin();
         let found = entry.owner.load(Ordering::Relaxed) == self.owner(key)
             && entry.page.load(Ordering::Relaxed) == page;
         let value = entry.value.load(Ordering::Relaxed);
-        if !found || value & granted(access) == 0 || sequence & 1 != 0 {
+        if !found || value & granted(access) == 0 {
             return None;
         }
-        fence(Ordering::Acquire);
-        (entry.sequence.load(Ordering::Relaxed) == sequence).then_some(value & !0xfff | address & 0xfff)
+        entry.sequence.is_stable(begun).then_some(value & !0xfff | address & 0xfff)
     }
 
     /// Keeps that accesses to the page of `address` go to the page of `output`, where `grants` says so.
