@@ -229,33 +229,6 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         Ok(())
     }
 
-    /// Replaces the first stage of a nested entry. The entry stays present: the table, its mode and its options share one
-    /// quadword, so that the device sees the old or the new one and never a mixture.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`setup_nested`](Self::setup_nested), with the old table left in place; [`Error::NotBound`] where the
-    /// PASID is not nested on this domain. With the queue's errors the new table is in place.
-    pub fn replace_nested(
-        &mut self,
-        source_id: SourceId,
-        pasid: Pasid,
-        domain: DomainHandle,
-        table: NestedTable,
-    ) -> Result<(), Error> {
-        let entry = self.nested_entry(domain, table)?;
-        if self.device(source_id)?.attachments.get(&pasid) != Some(&Attachment::Nested(domain)) {
-            return Err(Error::NotBound { source_id, pasid });
-        }
-        let address = self.pasid_entry_address(source_id, pasid)?;
-        self.store_entry(address + 16, &[entry.to_qwords()[2]]);
-        let did = entry.did();
-        let mut descriptors =
-            alloc::vec![cache::pasid_cache_pasid(did, pasid), cache::pasid_iotlb(did, pasid)];
-        descriptors.extend(self.device(source_id)?.device_tlb(pasid, AddressRange::ALL));
-        self.submit(&descriptors)
-    }
-
     pub(crate) fn nested_entry(&self, domain: DomainHandle, table: NestedTable) -> Result<PasidEntry, Error> {
         let ecap = self.capabilities.ecap;
         if !ecap.nest() {

@@ -1,8 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! From a second stage alone to a guest's first stage nested on it, and back, while the entry stays present.
+//! Another table in the place of one, and from a second stage alone to a table nested on it and back, while the entry stays
+//! present.
+//!
+//! What type an entry is and where the second stage lies share one quadword, and so does all of the first stage (the table,
+//! its mode and its options), which only a nested entry looks at: the device sees what was or what is, and never a mixture
+//! or nothing.
 
-use vtd_spec::{AddressRange, Pasid, PasidGranularTranslationType, SourceId};
+use vtd_spec::{AddressRange, Pasid, PasidEntry, PasidGranularTranslationType, SourceId};
 
 use crate::cache;
 use crate::context::Attachment;
@@ -14,10 +19,34 @@ use crate::pasid::NestedTable;
 use crate::registers::Registers;
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
+    /// Replaces the first stage of a nested entry.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`setup_nested`](Self::setup_nested), with the old table left in place; [`Error::NotBound`] where the
+    /// PASID is not nested on this domain. With the queue's errors the new table is in place.
+    pub fn replace_nested(
+        &mut self,
+        source_id: SourceId,
+        pasid: Pasid,
+        domain: DomainHandle,
+        table: NestedTable,
+    ) -> Result<(), Error> {
+        let entry = self.nested_entry(domain, table)?;
+        if self.attachment(source_id, pasid)? != Some(Attachment::Nested(domain)) {
+            return Err(Error::NotBound { source_id, pasid });
+        }
+        self.store_first_stage(source_id, pasid, entry)?;
+        let did = entry.did();
+        self.submit_replaced(
+            source_id,
+            pasid,
+            [cache::pasid_cache_pasid(did, pasid), cache::pasid_iotlb(did, pasid)],
+        )
+    }
+
     /// Replaces what a PASID of a device has on a nest parent, its second stage alone or a table nested on it, by `table`
-    /// nested on it, or by its second stage alone. What type an entry is and where the second stage lies share one quadword,
-    /// and so does all of the first stage, which only a nested entry looks at: the device sees what was or what is, and
-    /// never a mixture or nothing.
+    /// nested on it, or by its second stage alone.
     ///
     /// # Errors
     ///
@@ -33,23 +62,26 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         if !self.domain(domain)?.is_nest_parent() {
             return Err(Error::NotNestParent);
         }
-        match self.device(source_id)?.attachments.get(&pasid) {
-            Some(Attachment::Domain(at) | Attachment::Nested(at)) if *at == domain => {}
-            _ => return Err(Error::NotBound { source_id, pasid }),
+        let before = self.attachment(source_id, pasid)?;
+        if ![Attachment::Domain(domain), Attachment::Nested(domain)].map(Some).contains(&before) {
+            return Err(Error::NotBound { source_id, pasid });
         }
         let (entry, attachment) = match table {
+            // Only the first stage changes: only the PASID's translations go.
+            Some(table) if before == Some(Attachment::Nested(domain)) => {
+                return self.replace_nested(source_id, pasid, domain, table);
+            }
             Some(table) => (self.nested_entry(domain, table)?, Attachment::Nested(domain)),
             None => {
                 let entry = self.entry(PasidGranularTranslationType::SecondStage, Default::default());
                 (self.with_second_stage(entry, domain)?, Attachment::Domain(domain))
             }
         };
-        let address = self.pasid_entry_address(source_id, pasid)?;
-        let qwords = entry.with_p(true).to_qwords();
         if table.is_some() {
-            self.store_entry(address + 16, &[qwords[2]]);
+            self.store_first_stage(source_id, pasid, entry)?;
         }
-        self.store_entry(address, &[qwords[0]]);
+        let address = self.pasid_entry_address(source_id, pasid)?;
+        self.store_entry(address, &[entry.with_p(true).to_qwords()[0]]);
         self.device_mut(source_id)?.attachments.insert(pasid, attachment);
         if let Some(parent) = self.domains.get_mut(&domain) {
             parent.remove_attachment(source_id, pasid, true);
@@ -59,7 +91,37 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             }
         }
         let did = entry.did();
-        let mut descriptors = alloc::vec![cache::pasid_cache_pasid(did, pasid), cache::iotlb_domain(did)];
+        self.submit_replaced(
+            source_id,
+            pasid,
+            [cache::pasid_cache_pasid(did, pasid), cache::iotlb_domain(did)],
+        )
+    }
+
+    fn attachment(&self, source_id: SourceId, pasid: Pasid) -> Result<Option<Attachment>, Error> {
+        Ok(self.device(source_id)?.attachments.get(&pasid).copied())
+    }
+
+    /// The quadword of the first stage.
+    fn store_first_stage(
+        &mut self,
+        source_id: SourceId,
+        pasid: Pasid,
+        entry: PasidEntry,
+    ) -> Result<(), Error> {
+        let address = self.pasid_entry_address(source_id, pasid)?;
+        self.store_entry(address + 16, &[entry.to_qwords()[2]]);
+        Ok(())
+    }
+
+    /// Flushes what was cached of a replaced entry, the device's cache last.
+    fn submit_replaced(
+        &mut self,
+        source_id: SourceId,
+        pasid: Pasid,
+        unit: [vtd_spec::Descriptor; 2],
+    ) -> Result<(), Error> {
+        let mut descriptors = unit.to_vec();
         descriptors.extend(self.device(source_id)?.device_tlb(pasid, AddressRange::ALL));
         self.submit(&descriptors)
     }
