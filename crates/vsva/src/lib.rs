@@ -16,6 +16,7 @@ mod pasids;
 mod shadow;
 mod soft;
 mod trace;
+mod unit_registers;
 
 pub use assigned::Assigned;
 pub use host::{
@@ -25,3 +26,4 @@ pub use host::{
 pub use joint::{AssignError, Joint};
 pub use soft::{Followed, FollowedEntry, HostMemory, SoftHost, SoftHostConfig, SoftHostError};
 pub use trace::{Event, Tracer};
+pub use unit_registers::UnitRegisters;

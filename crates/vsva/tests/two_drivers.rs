@@ -340,7 +340,7 @@ fn a_guest_that_picks_its_own_pasids_may_do_so_beside_the_virtual_command() {
         kernel.bind(SOURCE_ID, *pasid, &process).unwrap();
     }
     // What the host gives out never collides with a number that the guest uses for something else.
-    let page_of_registers = rig::kernel::Page(machine.unit.clone());
+    let page_of_registers = vsva::UnitRegisters(machine.unit.clone());
     let mut interface = vcmd::VirtualCommand::discover(page_of_registers, Encoding::Final).unwrap();
     let mut given = Vec::new();
     for _ in 0..30 {

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use vm_memory::GuestMemoryMmap;
 use vtd_driver::nested::{self, BindData};
-use vtd_driver::{Ats, DeviceConfig, DomainHandle, Iommu, NestedTable, Pasids, Registers};
+use vtd_driver::{Ats, DeviceConfig, DomainHandle, Iommu, NestedTable, Pasids};
 use vtd_spec::{
     AddressRange, AddressWidth, FaultReason, FaultRequestType, Pasid, PasidEntry, ResponseCode, SourceId,
 };
@@ -32,6 +32,7 @@ use crate::host::{
     Attachment, DeviceId, FaultPasid, HostError, HostEvents, HostFault, HostIommu, Invalidation,
     InvalidationKind, NestingInfo,
 };
+use crate::unit_registers::UnitRegisters;
 use function::{Function, FunctionSink};
 use memory::{Piece, Tables, lay_out};
 
@@ -93,37 +94,6 @@ pub enum SoftHostError {
     Thread(String),
 }
 
-/// The physical unit's registers, as the driver reaches them.
-struct Page(Unit<HostMemory>);
-
-impl Registers for Page {
-    fn read32(&self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.0.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn read64(&self, offset: u64) -> u64 {
-        let mut data = [0; 8];
-        self.0.read(offset, &mut data);
-        u64::from_le_bytes(data)
-    }
-
-    fn write32(&self, offset: u64, value: u32) {
-        self.0.write(offset, &value.to_le_bytes());
-    }
-
-    fn write64(&self, offset: u64, value: u64) {
-        self.0.write(offset, &value.to_le_bytes());
-    }
-
-    fn relax(&self, polls: u64) -> bool {
-        // What is not done yet is in the unit's worker thread.
-        std::thread::yield_now();
-        polls < 1 << 24
-    }
-}
-
 /// The physical unit's own interrupts: they wake the host's thread.
 #[derive(Default)]
 struct Interrupts {
@@ -162,7 +132,7 @@ impl Notify for Interrupts {
 
 /// What the driver's lock guards.
 struct Driver {
-    iommu: Iommu<Page, Tables>,
+    iommu: Iommu<UnitRegisters<HostMemory>, Tables>,
     pasids: Pasids,
     set: ioasid::SetId,
     /// The guest's memory: second stage, GPA to HPA.
@@ -198,7 +168,7 @@ impl SoftHost {
         let unit = Unit::new(&config.unit, Arc::clone(&memory), Arc::clone(&interrupts) as Arc<dyn Notify>)?;
         let tables = Tables::new(Arc::clone(&memory), config.table_bytes)?;
         let settings = vtd_driver::Config::new(config.unit.haw);
-        let mut iommu = Iommu::bring_up(Page(unit.clone()), tables, settings)?;
+        let mut iommu = Iommu::bring_up(UnitRegisters(unit.clone()), tables, settings)?;
         let domain = iommu.create_nest_parent(AddressWidth::Bits48)?;
         for piece in &pieces {
             iommu.map(domain, piece.guest, piece.host, piece.length, vtd_driver::Access::ReadWrite)?;

@@ -9,42 +9,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
-use vtd_driver::{Config, DeviceConfig, FirstStageTable, Iommu, Pasids, Registers};
+use vsva::UnitRegisters;
+use vtd_driver::{Config, DeviceConfig, FirstStageTable, Iommu, Pasids};
 use vtd_spec::{FirstStageEntry, FirstStagePagingMode, Pasid, SourceId};
 use vtd_unit::Unit;
 
 use super::common::{MEMORY_BYTES, Memory};
 
 /// The register page, as the guest reaches it.
-#[derive(Clone)]
-pub struct Page(pub Unit<Memory>);
-
-impl Registers for Page {
-    fn read32(&self, offset: u64) -> u32 {
-        let mut data = [0; 4];
-        self.0.read(offset, &mut data);
-        u32::from_le_bytes(data)
-    }
-
-    fn read64(&self, offset: u64) -> u64 {
-        let mut data = [0; 8];
-        self.0.read(offset, &mut data);
-        u64::from_le_bytes(data)
-    }
-
-    fn write32(&self, offset: u64, value: u32) {
-        self.0.write(offset, &value.to_le_bytes());
-    }
-
-    fn write64(&self, offset: u64, value: u64) {
-        self.0.write(offset, &value.to_le_bytes());
-    }
-
-    fn relax(&self, polls: u64) -> bool {
-        std::thread::yield_now();
-        polls < 1 << 24
-    }
-}
+pub type Page = UnitRegisters<Memory>;
 
 /// Pages of guest memory, and which of them are out. What is freed is filled with ones, so that whoever still uses it is
 /// found out.
@@ -122,7 +95,7 @@ impl Kernel {
     pub fn boot(unit: &Unit<Memory>, memory: &Arc<Memory>) -> Self {
         let pages = Pages::new(memory);
         let config = Config::new(unit.capabilities().haw);
-        let mut iommu = Iommu::bring_up(Page(unit.clone()), Arc::clone(&pages), config).unwrap();
+        let mut iommu = Iommu::bring_up(UnitRegisters(unit.clone()), Arc::clone(&pages), config).unwrap();
         iommu.enable_translation().unwrap();
         let mut pasids = Pasids::new(1..=Pasid::MAX.get()).unwrap();
         let set = pasids.create_set(ioasid::DEFAULT_QUOTA).unwrap();
