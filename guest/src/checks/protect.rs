@@ -2,11 +2,10 @@
 
 //! mprotect and mremap under a device that holds translations.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Result, ensure};
 
-use super::{all_bytes, faulted, same, succeeded, unmap::spin};
+use super::unmap::{LENGTH, source_of, spin};
+use super::{all_bytes, faulted, same, succeeded};
 use crate::completion::status;
 use crate::descriptor::{BLOCK_ON_FAULT, Descriptor};
 use crate::memory::{Mapping, PAGE, memory_file};
@@ -19,7 +18,6 @@ const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
 /// mprotect while the device writes: once it has returned, not one more byte may land.
 pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
-    const LENGTH: usize = 1 << 20;
     const HALF: usize = LENGTH / 2;
     let queue = lab.queue(0)?;
     let contents = pattern::bytes(LENGTH, lab.seed);
@@ -34,17 +32,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         target.protect(0..LENGTH, READ_WRITE)?;
         let slow = Mapping::file(&file, LENGTH, true, false)?;
         succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
-        // As in `unmap`: a source that is slow, or one that is hot and a point in the middle of the move.
-        let (source, delay) = if round % 2 == 0 {
-            (&slow, Duration::ZERO)
-        } else {
-            let start = Instant::now();
-            let c = queue.run(Descriptor::copy(hot.address(), target.address(), LENGTH))?;
-            succeeded(&c, "move before")?;
-            let duration = start.elapsed();
-            succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
-            (&hot, duration.mul_f64(random.below(600) as f64 / 1000.0))
-        };
+        let (source, delay) = source_of(round, &queue, &slow, &hot, &target, &mut random)?;
         let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
         spin(delay);
         target.protect(HALF..LENGTH, libc::PROT_READ)?;

@@ -11,10 +11,12 @@ use crate::completion::status;
 use crate::descriptor::Descriptor;
 use crate::memory::{Mapping, PAGE, memory_file};
 use crate::pattern::{self, Random};
+use crate::portal::Queue;
 use crate::process::Findings;
 use crate::runner::Lab;
 
-const LENGTH: usize = 1 << 20;
+/// Bytes of a move that is disturbed.
+pub const LENGTH: usize = 1 << 20;
 const HALF: usize = LENGTH / 2;
 
 /// Moves to memory that the device has already written (so that it holds translations); half of that is unmapped
@@ -35,16 +37,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         // Mapped over later: so that nothing new is put into the hole, where the device may rightly write.
         let mut owner = Mapping::reserved(HALF)?;
         succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
-        let (source, delay) = if round % 2 == 0 {
-            (&slow, Duration::ZERO)
-        } else {
-            let start = Instant::now();
-            let c = queue.run(Descriptor::copy(hot.address(), target.address(), LENGTH))?;
-            succeeded(&c, "move before")?;
-            let duration = start.elapsed();
-            succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
-            (&hot, duration.mul_f64(random.below(600) as f64 / 1000.0))
-        };
+        let (source, delay) = source_of(round, &queue, &slow, &hot, &target, &mut random)?;
 
         let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
         spin(delay);
@@ -134,6 +127,28 @@ pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         "16 rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the new owner's \
          data never showed"
     ))
+}
+
+/// What a move to `target` is to read, and how long after its start it is to be disturbed: in even rounds a mapping that is
+/// `slow`, at once; in odd ones one that is `hot`, at a point in the middle of the move. `target` is filled with zeroes
+/// again.
+pub fn source_of<'a>(
+    round: u32,
+    queue: &Queue,
+    slow: &'a Mapping,
+    hot: &'a Mapping,
+    target: &Mapping,
+    random: &mut Random,
+) -> Result<(&'a Mapping, Duration)> {
+    if round.is_multiple_of(2) {
+        return Ok((slow, Duration::ZERO));
+    }
+    let start = Instant::now();
+    let c = queue.run(Descriptor::copy(hot.address(), target.address(), LENGTH))?;
+    succeeded(&c, "move before")?;
+    let duration = start.elapsed();
+    succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
+    Ok((hot, duration.mul_f64(random.below(600) as f64 / 1000.0)))
 }
 
 /// Waits without giving the processor away: a sleep would be longer than the move.
