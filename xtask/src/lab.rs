@@ -44,6 +44,11 @@ const ALIVE: &str = "VSVA-ALIVE";
 const LAST_LINES: usize = 25;
 /// How many lines of what is around it do.
 const LAST_LINES_AROUND: usize = 8;
+/// Level 1's processors. One, and never two: after a VMRUN that injects an interrupt, QEMU (to 11.1 at least,
+/// target/i386/tcg/system/svm_helper.c:helper_vmrun) leaves `exception_index` at its vector until the next exit. If another
+/// thread stops the processor meanwhile, as those of other processors do all the time, the guest gets the interrupt a
+/// second time, at any point, and hangs or triple-faults. One processor is stopped by its own interrupts only.
+const LEVEL1_CPUS: &str = "1";
 /// What level 1 needs beside the guest's memory, for itself, `vsva` and the images, in MiB.
 const LEVEL1_MIB: u64 = 1024;
 /// The size of the disk image that a guest gets.
@@ -382,7 +387,7 @@ impl Lab {
         let errors = File::create(directory.join("qemu.log"))?;
         let mut command = outer.qemu.command();
         command
-            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,+svm", "-smp", "2"])
+            .args(["-machine", "q35", "-accel", "tcg", "-cpu", "max,+svm", "-smp", LEVEL1_CPUS])
             .args(["-m", &format!("{memory}M"), "-nodefaults", "-no-user-config", "-display", "none"])
             .arg("-no-reboot")
             .args(["-serial", &serial("level1.log"), "-serial", &serial("guest.log")])
