@@ -83,7 +83,8 @@ pub struct UnitConfig {
     pub haw: u8,
     /// Translations each function may have cached in its IOTLB, and again in its device-TLB.
     pub iotlb_entries: usize,
-    /// Tables of both stages that each function may have cached; 0 for none.
+    /// Tables of each stage that each function may have cached (of the last level; half as many of the one above); 0 for
+    /// none.
     pub structure_entries: usize,
 }
 

@@ -21,7 +21,7 @@ pub(crate) struct SecondStage {
     pub snooped: bool,
 }
 
-/// A right that marks what is cached for 2 MiB as the table of the last level rather than a page.
+/// A right that marks what is cached for 2 MiB or 1 GiB as the table of the level below rather than a page.
 const IS_TABLE: u64 = 1 << 11;
 
 const UPDATE: UpdateFaults = UpdateFaults { not_snooped: FaultReason::Sss5, failed: FaultReason::Sss6 };
@@ -53,7 +53,8 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
             // A write that owes a dirty bit walks.
             let enough = rights::SECOND_WRITE | rights::DIRTY;
             if hit.rights & IS_TABLE != 0 {
-                start = (1, hit.page, hit.rights & !IS_TABLE);
+                let level = if hit.size == PageSize::Size2M { 1 } else { 2 };
+                start = (level, hit.page, hit.rights & !IS_TABLE);
             } else if !write || hit.rights & enough == enough {
                 return Ok(hit);
             }
@@ -107,8 +108,9 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
                 return Ok(found);
             }
             table = entry.address(level);
-            if let Some(cached) = self.second.filter(|_| keep && level == 2) {
-                let (size, rights) = (PageSize::Size2M, granted | IS_TABLE);
+            // Tables of 2 MiB are as many as what is mapped, those of 1 GiB are few.
+            if let Some(cached) = self.second.filter(|_| level == 3 || keep && level == 2) {
+                let (size, rights) = (PageSize::of_level(level), granted | IS_TABLE);
                 cached.tlb.fill(cached.space, address, Translation { page: table, size, rights });
             }
         }

@@ -7,7 +7,8 @@
 //! whatever its number, so PASID- and domain-selective invalidations cost by what they hit. A page-selective
 //! invalidation computes where its entries would be.
 //!
-//! The table is a fixed set-associative array of sequence-locked entries. Look-up and fill take `&self`: the caller
+//! For each page size the table is a fixed set-associative array of sequence-locked entries: pages of one size never push
+//! out those of another. Look-up and fill take `&self`: the caller
 //! holds its lock shared for both, and exclusively while it invalidates, which is what keeps a fill from
 //! resurrecting a translation that an invalidation has removed.
 
@@ -109,7 +110,8 @@ struct Set([Entry; WAYS]);
 /// See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Tlb {
-    sets: Box<[Set]>,
+    /// By page size.
+    sets: [Box<[Set]>; 3],
     next_tag: u64,
 }
 
@@ -117,10 +119,14 @@ pub(crate) struct Tlb {
 const PROBE_ORDER: u8 = 9;
 
 impl Tlb {
-    /// A cache for about `entries` translations (rounded up to a power of two, at least one set).
-    pub(crate) fn new(entries: usize) -> Self {
-        let sets = entries.div_ceil(WAYS).max(1).next_power_of_two();
-        Self { sets: (0..sets).map(|_| Set::default()).collect(), next_tag: 1 }
+    /// A cache for about `entries` translations of 4 KiB, 2 MiB and 1 GiB (rounded up to powers of two, at least one set
+    /// each).
+    pub(crate) fn new(entries: [usize; 3]) -> Self {
+        let sets = |entries: usize| {
+            let sets = entries.div_ceil(WAYS).max(1).next_power_of_two();
+            (0..sets).map(|_| Set::default()).collect()
+        };
+        Self { sets: entries.map(sets), next_tag: 1 }
     }
 
     /// A new, empty address space.
@@ -130,11 +136,13 @@ impl Tlb {
         Space { tag, sizes: Sizes::default() }
     }
 
-    fn set(&self, tag: Tag, number: u64) -> &Set {
+    #[inline]
+    fn set(&self, tag: Tag, size: PageSize, number: u64) -> &Set {
+        let sets = &self.sets[size as usize];
         // Neighbouring pages go to neighbouring sets, so that a working set without strides never conflicts.
         let spread = tag.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-        let index = number.wrapping_add(number >> 20).wrapping_add(spread) as usize & (self.sets.len() - 1);
-        &self.sets[index]
+        let index = number.wrapping_add(number >> 20).wrapping_add(spread) as usize & (sets.len() - 1);
+        &sets[index]
     }
 
     /// The translation of the page around `address`, if it is cached.
@@ -147,7 +155,7 @@ impl Tlb {
             }
             let number = address >> size.shift();
             let key = number << 2 | size as u64;
-            for entry in &self.set(space.tag, number).0 {
+            for entry in &self.set(space.tag, size, number).0 {
                 let begun = entry.sequence.begin();
                 let matches = entry.tag.load(Ordering::Relaxed) == space.tag.0
                     && entry.key.load(Ordering::Relaxed) == key;
@@ -168,7 +176,7 @@ impl Tlb {
         let Translation { page, size, rights } = translation;
         let number = address >> size.shift();
         let key = number << 2 | size as u64;
-        let set = &self.set(space.tag, number).0;
+        let set = &self.set(space.tag, size, number).0;
         let same = |entry: &&Entry| {
             entry.tag.load(Ordering::Relaxed) == space.tag.0 && entry.key.load(Ordering::Relaxed) == key
         };
@@ -199,7 +207,7 @@ impl Tlb {
             }
             for number in first >> size.shift()..=last >> size.shift() {
                 let key = number << 2 | size as u64;
-                for entry in &self.set(space.tag, number).0 {
+                for entry in &self.set(space.tag, size, number).0 {
                     if entry.key.load(Ordering::Relaxed) == key
                         && entry.tag.load(Ordering::Relaxed) == space.tag.0
                     {
@@ -216,7 +224,7 @@ impl Tlb {
         for size in PageSize::ALL {
             let number = address >> size.shift();
             let key = number << 2 | size as u64;
-            for entry in &self.set(space.tag, number).0 {
+            for entry in &self.set(space.tag, size, number).0 {
                 let begun = entry.sequence.begin();
                 if entry.key.load(Ordering::Relaxed) == key
                     && entry.tag.load(Ordering::Relaxed) == space.tag.0
@@ -238,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_hit_returns_what_was_filled() {
-        let mut tlb = Tlb::new(64);
+        let mut tlb = Tlb::new([64; 3]);
         let space = tlb.space();
         tlb.fill(&space, 0x7f00_1234, page(0xabc000, PageSize::Size4K));
         assert_eq!(tlb.lookup(&space, 0x7f00_1fff), Some(page(0xabc000, PageSize::Size4K)));
@@ -250,7 +258,7 @@ mod tests {
 
     #[test]
     fn spaces_do_not_see_each_other() {
-        let mut tlb = Tlb::new(4);
+        let mut tlb = Tlb::new([4; 3]);
         let (a, b) = (tlb.space(), tlb.space());
         tlb.fill(&a, 0x1000, page(0x5000, PageSize::Size4K));
         assert_eq!(tlb.lookup(&b, 0x1000), None);
@@ -258,7 +266,7 @@ mod tests {
 
     #[test]
     fn page_invalidation_removes_every_size_that_covers_the_range() {
-        let mut tlb = Tlb::new(64);
+        let mut tlb = Tlb::new([64; 3]);
         let mut space = tlb.space();
         tlb.fill(&space, 0x20_0000, page(0x40_0000, PageSize::Size2M));
         tlb.fill(&space, 0x1000, page(0x5000, PageSize::Size4K));
@@ -273,7 +281,7 @@ mod tests {
     #[test]
     fn a_huge_order_forgets_the_space() {
         for order in [10, 52, 63, 64, u8::MAX] {
-            let mut tlb = Tlb::new(64);
+            let mut tlb = Tlb::new([64; 3]);
             let mut space = tlb.space();
             tlb.fill(&space, 0x1000, page(0x5000, PageSize::Size4K));
             tlb.invalidate_pages(&mut space, AddressRange::new(0, order));
@@ -283,7 +291,7 @@ mod tests {
 
     #[test]
     fn invalidation_at_the_end_of_the_address_space_does_not_wrap() {
-        let mut tlb = Tlb::new(64);
+        let mut tlb = Tlb::new([64; 3]);
         let mut space = tlb.space();
         tlb.fill(&space, u64::MAX, page(0x5000, PageSize::Size4K));
         tlb.fill(&space, 0, page(0x6000, PageSize::Size4K));
@@ -294,7 +302,7 @@ mod tests {
 
     #[test]
     fn forgetting_one_page_leaves_the_others() {
-        let mut tlb = Tlb::new(64);
+        let mut tlb = Tlb::new([64; 3]);
         let space = tlb.space();
         tlb.fill(&space, 0x1000, page(0x5000, PageSize::Size4K));
         tlb.fill(&space, 0x2000, page(0x6000, PageSize::Size4K));
@@ -305,7 +313,7 @@ mod tests {
 
     #[test]
     fn concurrent_fills_never_mix_two_entries() {
-        let mut tlb = Tlb::new(2);
+        let mut tlb = Tlb::new([2; 3]);
         let space = tlb.space();
         let (tlb, space) = (&tlb, &space);
         std::thread::scope(|scope| {

@@ -79,10 +79,10 @@ impl Cache {
         }
         for bound in self.spaces.values_mut() {
             bound.cached = self.iotlb.space();
-            renew(&mut self.structures, &mut bound.tables);
+            renew(self.structures.as_mut().map(|structures| &mut structures.first), &mut bound.tables);
         }
         for domain in self.domains.values_mut() {
-            renew(&mut self.structures, &mut domain.second);
+            renew(self.structures.as_mut().map(|structures| &mut structures.second), &mut domain.second);
         }
     }
 
@@ -95,8 +95,9 @@ impl Cache {
         }
         let range = range.filter(|range| domain.keys.len() << range.order().min(16) <= MAX_PROBES);
         match (range, &mut self.structures) {
-            (Some(range), Some(structures)) => structures.invalidate_pages(&mut domain.second, range),
-            (_, structures) => renew(structures, &mut domain.second),
+            (_, None) => {}
+            (Some(range), Some(structures)) => structures.second.invalidate_pages(&mut domain.second, range),
+            (None, Some(structures)) => domain.second = structures.second.space(),
         }
         for key in &domain.keys {
             let Some(bound) = self.spaces.get_mut(key) else { continue };
@@ -106,7 +107,10 @@ impl Cache {
                 }
                 _ => {
                     bound.cached = self.iotlb.space();
-                    renew(&mut self.structures, &mut bound.tables);
+                    renew(
+                        self.structures.as_mut().map(|structures| &mut structures.first),
+                        &mut bound.tables,
+                    );
                 }
             }
         }
@@ -128,12 +132,15 @@ impl Cache {
                 (Some(range), _) => {
                     self.iotlb.invalidate_pages(&mut bound.cached, range);
                     if let Some(structures) = self.structures.as_mut().filter(|_| !leaf_only) {
-                        structures.invalidate_pages(&mut bound.tables, range);
+                        structures.first.invalidate_pages(&mut bound.tables, range);
                     }
                 }
                 (None, _) => {
                     bound.cached = self.iotlb.space();
-                    renew(&mut self.structures, &mut bound.tables);
+                    renew(
+                        self.structures.as_mut().map(|structures| &mut structures.first),
+                        &mut bound.tables,
+                    );
                 }
             }
         }
@@ -162,7 +169,7 @@ impl Cache {
 }
 
 /// Forgets all that `space` has in a cache that a unit may have been told to do without.
-fn renew(tlb: &mut Option<Tlb>, space: &mut Space) {
+fn renew(tlb: Option<&mut Tlb>, space: &mut Space) {
     if let Some(tlb) = tlb {
         *space = tlb.space();
     }

@@ -50,7 +50,7 @@ pub(crate) struct Remapping {
 pub(crate) struct Entries {
     /// Of the IOTLB, and again of the device-TLB.
     pub iotlb: usize,
-    /// Of the paging-structure caches.
+    /// Of each stage's paging-structure cache.
     pub structures: usize,
 }
 
@@ -176,6 +176,28 @@ struct Domain {
     second: Space,
 }
 
+/// The paging-structure caches. Apart from each other, so that the tables of one stage do not push out the other's, however
+/// many it has. \[S 6.2.5\]
+struct Structures {
+    /// Tables of the last two levels of the first stage.
+    first: Tlb,
+    /// Tables of the last two levels of the second stage, and its large pages.
+    second: Tlb,
+}
+
+impl Structures {
+    fn new(entries: usize) -> Self {
+        // What covers 1 GiB is rare.
+        let new = || Tlb::new([1, entries, entries / 2]);
+        Self { first: new(), second: new() }
+    }
+}
+
+/// How many translations of each size a cache for `entries` pages of 4 KiB holds.
+fn sizes(entries: usize) -> [usize; 3] {
+    [entries, entries / 4, entries / 32]
+}
+
 /// The caches of one function.
 pub(crate) struct Cache {
     pub(crate) remapping: Remapping,
@@ -184,8 +206,8 @@ pub(crate) struct Cache {
     spaces: Map<Bound>,
     domains: HashMap<DomainId, Domain, BuildHasherDefault<PasidHasher>>,
     iotlb: Tlb,
-    /// Paging-structure caches: tables of both stages; none if the unit is to walk every time.
-    structures: Option<Tlb>,
+    /// None if the unit is to walk every time.
+    structures: Option<Structures>,
     device_tlb: Tlb,
     device_spaces: Map<Space>,
     /// What was used last of either of the two.
@@ -203,9 +225,9 @@ impl Cache {
             context: None,
             spaces: Map::default(),
             domains: HashMap::default(),
-            iotlb: Tlb::new(entries.iotlb),
-            structures: (entries.structures > 0).then(|| Tlb::new(entries.structures)),
-            device_tlb: Tlb::new(entries.iotlb),
+            iotlb: Tlb::new(sizes(entries.iotlb)),
+            structures: (entries.structures > 0).then(|| Structures::new(entries.structures)),
+            device_tlb: Tlb::new(sizes(entries.iotlb)),
             device_spaces: Map::default(),
             recent: Recent::new(),
             translation: None,

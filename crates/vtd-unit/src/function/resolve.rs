@@ -37,11 +37,11 @@ impl Cache {
         if let Some(bound) = self.spaces.get(&Key::new(requester.pasid)) {
             self.iotlb.forget_page(&bound.cached, address);
             if let Some(structures) = &self.structures {
-                structures.forget_page(&bound.tables, address);
+                structures.first.forget_page(&bound.tables, address);
                 if let Stage::Second(_) = bound.address_space.stage
                     && let Some(domain) = self.domains.get(&bound.address_space.domain)
                 {
-                    structures.forget_page(&domain.second, address);
+                    structures.second.forget_page(&domain.second, address);
                 }
             }
         }
@@ -108,7 +108,8 @@ impl Cache {
                 self.forget_spaces();
             }
             let structures = self.structures.as_mut();
-            let [tables, second] = structures.map_or_else(Default::default, |tlb| [tlb.space(), tlb.space()]);
+            let [tables, second] =
+                structures.map_or_else(Default::default, |tlbs| [tlbs.first.space(), tlbs.second.space()]);
             let domain = self.domains.entry(address_space.domain);
             domain.or_insert_with(|| Domain { keys: HashSet::default(), second }).keys.insert(key);
             let privileged = context.rid_priv && requester.pasid.is_none();

@@ -25,10 +25,7 @@ impl Cache {
         address: u64,
         access: Access,
     ) -> Result<u64, Miss> {
-        if let Some(output) = self.recent(requester, address, access) {
-            return Ok(output);
-        }
-        match self.cached(memory, requester, address, access) {
+        match self.recent(requester, address, access) {
             Some(output) => Ok(output),
             None => self.translate_slowly(memory, capabilities, requester, address, access),
         }
@@ -40,43 +37,23 @@ impl Cache {
         self.recent.lookup(Key::device(requester), address, access)
     }
 
-    /// A cached translation that grants all that the access needs. Canonical form and the interrupt range were checked
-    /// when it was cached, and the cached rights can only be fewer than the tables'.
-    #[inline(never)]
-    fn cached<M: GuestMemoryBackend + ?Sized>(
+    /// Keeps a cached translation for the hot path too, where the page is memory as a whole, and says where `address` goes.
+    /// Canonical form and the interrupt range were checked when it was cached, and the cached rights can only be fewer
+    /// than the tables'.
+    fn keep_recent<M: GuestMemoryBackend + ?Sized>(
         &self,
         memory: &M,
         requester: Requester,
         address: u64,
-        access: Access,
-    ) -> Option<u64> {
-        if is_interrupt_request(requester, address) {
-            return None;
-        }
-        let needed: fn(Access) -> u64;
-        let hit = if self.ats_enabled {
-            // A translated request still needs the context's permission.
-            let space = self.device_spaces.get(&Key::device(requester)).filter(|_| self.remapping.enabled)?;
-            self.context.filter(|context| context.dte)?;
-            needed = Access::device_rights;
-            self.device_tlb.lookup(space, address)?
-        } else {
-            let bound = self.spaces.get(&Key::new(requester.pasid))?;
-            if requester.privileged || bound.privileged {
-                return None;
-            }
-            needed = Access::user_rights;
-            self.iotlb.lookup(&bound.cached, address)?
-        };
-        let grants = |access| hit.rights & needed(access) == needed(access);
-        if !grants(access) {
-            return None;
-        }
+        hit: Translation,
+        needed: impl Fn(Access) -> u64,
+    ) -> u64 {
         let output = hit.page | address & hit.size.offset_mask();
         if slice(memory, output & !0xfff, 4096).is_ok() {
+            let grants = |access| hit.rights & needed(access) == needed(access);
             self.recent.fill(Key::device(requester), address, output, grants);
         }
-        Some(output)
+        output
     }
 
     #[inline(never)]
@@ -101,6 +78,11 @@ impl Cache {
         let bound = self.spaces.get(&Key::new(requester.pasid)).ok_or(Miss::Unresolved)?;
         let space = &bound.address_space;
         let privileged = bound.privileged(requester);
+        let hit = self.iotlb.lookup(&bound.cached, address);
+        let needed = access.user_rights();
+        if let Some(hit) = hit.filter(|hit| !privileged && hit.rights & needed == needed) {
+            return Ok(self.keep_recent(memory, requester, address, hit, Access::user_rights));
+        }
         let write = access != Access::Read;
         let fault = |reason| Miss::Blocked(space.blocked(reason, write), AddressType::Untranslated);
         if privileged && !space.sre {
@@ -116,7 +98,8 @@ impl Cache {
             stage => {
                 let read = access != Access::Write;
                 let purpose = Purpose { read, write, privileged, all_or_nothing: true };
-                let found = self.translation(memory, capabilities, bound, address, purpose).map_err(fault)?;
+                let found =
+                    self.translation(memory, capabilities, bound, hit, address, purpose).map_err(fault)?;
                 stage.permits(found.rights, read, write, privileged).map_err(fault)?;
                 found.page | address & found.size.offset_mask()
             }
@@ -127,12 +110,13 @@ impl Cache {
         Ok(output)
     }
 
-    /// From the IOTLB where what is cached suffices, else by a walk that fills it.
+    /// What the IOTLB has (`hit`) where that suffices, else by a walk that fills it.
     fn translation<M: GuestMemoryBackend + ?Sized>(
         &self,
         memory: &M,
         capabilities: &Capabilities,
         bound: &Bound,
+        hit: Option<Translation>,
         address: u64,
         purpose: Purpose,
     ) -> Result<Translation, FaultReason> {
@@ -143,17 +127,11 @@ impl Cache {
         {
             return Err(FaultReason::Sgn1);
         }
-        if let Some(hit) = self.iotlb.lookup(&bound.cached, address)
+        if let Some(hit) = hit
             && space.stage.permits(hit.rights, true, write, privileged).is_ok()
             && (!write || hit.rights & rights::DIRTY != 0)
         {
             return Ok(hit);
-        }
-        match &space.stage {
-            Stage::First(_) => self.counters.first_stage_walks.add(),
-            Stage::Nested(..) => self.counters.nested_walks.add(),
-            Stage::Second(_) => self.counters.second_stage_walks.add(),
-            Stage::PassThrough => {}
         }
         let structures = self.structures.as_ref();
         let walk = |refresh| {
@@ -162,10 +140,10 @@ impl Cache {
                 first_tables: Nearby::new(memory),
                 second_tables: Nearby::new(memory),
                 capabilities,
-                structures: structures.map(|tlb| Cached { tlb, space: &bound.tables }),
+                structures: structures.map(|both| Cached { tlb: &both.first, space: &bound.tables }),
                 second: structures
                     .zip(self.domains.get(&space.domain))
-                    .map(|(tlb, domain)| Cached { tlb, space: &domain.second }),
+                    .map(|(both, domain)| Cached { tlb: &both.second, space: &domain.second }),
                 refresh,
             };
             match &space.stage {
@@ -188,6 +166,13 @@ impl Cache {
             |found: &Translation| space.stage.permits(found.rights, true, write, privileged).is_ok();
         if structures.is_some() && !found.as_ref().is_ok_and(suffices) {
             found = walk(true);
+        }
+        // After the walk: an atomic addition waits for the IOTLB's line, and holds up the loads behind it.
+        match &space.stage {
+            Stage::First(_) => self.counters.first_stage_walks.add(),
+            Stage::Nested(..) => self.counters.nested_walks.add(),
+            Stage::Second(_) => self.counters.second_stage_walks.add(),
+            Stage::PassThrough => {}
         }
         let found = found?;
         if !touches_interrupt_range(found.page, found.size) {
@@ -223,7 +208,9 @@ impl Cache {
         }
         let wanted = access.device_rights();
         let granted = match self.device_tlb.lookup(cached, address) {
-            Some(hit) if hit.rights & wanted == wanted => hit,
+            Some(hit) if hit.rights & wanted == wanted => {
+                return Ok(self.keep_recent(memory, requester, address, hit, Access::device_rights));
+            }
             _ => {
                 let bound = self.spaces.get(&Key::new(requester.pasid)).ok_or(Miss::Unresolved)?;
                 // No Write is honoured where the unit can, so that reading does not make pages dirty.
@@ -275,7 +262,8 @@ impl Cache {
             return Err(FaultReason::Sgn4_2);
         }
         let purpose = Purpose { read: true, write, privileged, all_or_nothing: false };
-        let found = self.translation(memory, capabilities, bound, address, purpose)?;
+        let hit = self.iotlb.lookup(&bound.cached, address);
+        let found = self.translation(memory, capabilities, bound, hit, address, purpose)?;
         let mut granted = 0;
         if space.stage.permits(found.rights, true, false, privileged).is_ok() {
             granted |= rights::READ;
