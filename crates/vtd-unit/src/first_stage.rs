@@ -115,9 +115,9 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
                     let write = write && first.permits(here, true, privileged).is_ok();
                     let found = self.page(second, entry, level, address, write)?;
                     if all_or_nothing {
-                        Stage::second_permits(found.rights, read, write)?;
+                        Stage::second_permits(found.rights(), read, write)?;
                     }
-                    if write && found.rights & rights::SECOND_WRITE != 0 {
+                    if write && found.rights() & rights::SECOND_WRITE != 0 {
                         owed = owed.with_d(true);
                     }
                     updatable(owed)?;
@@ -127,9 +127,9 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
             })?;
             granted = here;
             if let Some(page) = page {
-                let dirty = if entry.d() { page.rights & rights::DIRTY } else { 0 };
-                let rights = granted | page.rights & !rights::DIRTY | dirty;
-                return Ok(Translation { rights, ..page });
+                let dirty = if entry.d() { page.rights() & rights::DIRTY } else { 0 };
+                let rights = granted | page.rights() & !rights::DIRTY | dirty;
+                return Ok(page.with_rights(rights));
             }
             table = self.table(second, entry.address(level), FaultReason::Sfs7)?;
             level -= 1;
@@ -147,11 +147,11 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
         let Some(second) = second else { return Ok(Table { page: address, writable: true }) };
         // With accessed and dirty bits, reading a first-stage table counts as a write: its entries may be updated.
         let found = self.second_stage(second, address, second.ade, true)?;
-        let writable = found.rights & rights::SECOND_WRITE != 0;
-        if found.rights & rights::READ == 0 || second.ade && !writable {
+        let writable = found.rights() & rights::SECOND_WRITE != 0;
+        if found.rights() & rights::READ == 0 || second.ade && !writable {
             return Err(unreadable);
         }
-        Ok(Table { page: found.page | address & found.size.offset_mask(), writable })
+        Ok(Table { page: found.output(address), writable })
     }
 
     /// The page that a leaf entry stands for around `address`, in host addresses and of the size that both stages
@@ -167,23 +167,22 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
         let size = PageSize::of_level(level);
         let page = entry.address(level);
         let Some(second) = second else {
-            return Ok(Translation { page, size, rights: rights::NO_SECOND_STAGE | rights::DIRTY });
+            return Ok(Translation::new(page, size, rights::NO_SECOND_STAGE | rights::DIRTY));
         };
         let guest_physical = page | address & size.offset_mask();
         // Pages lie anywhere, their second-stage tables would put those of the first stage's tables out.
         let found = self.second_stage(second, guest_physical, write, false)?;
-        let size = size.min(found.size);
-        let output = found.page | guest_physical & found.size.offset_mask();
-        Ok(Translation { page: output & !size.offset_mask(), size, rights: found.rights })
+        let size = size.min(found.size());
+        Ok(Translation::new(found.output(guest_physical) & !size.offset_mask(), size, found.rights()))
     }
 
     /// The lowest table for `address` that is cached: its level, itself, and the rights on the way to it.
     fn cached_table(&self, address: u64) -> Option<(u8, Table, u64)> {
         let cached = self.structures.filter(|_| !self.refresh)?;
         let hit = cached.tlb.lookup(cached.space, address)?;
-        let level = if hit.size == PageSize::Size2M { 1 } else { 2 };
-        let table = Table { page: hit.page, writable: hit.rights & rights::SECOND_WRITE != 0 };
-        Some((level, table, hit.rights & rights::NO_FIRST_STAGE))
+        let level = if hit.size() == PageSize::Size2M { 1 } else { 2 };
+        let table = Table { page: hit.page(), writable: hit.rights() & rights::SECOND_WRITE != 0 };
+        Some((level, table, hit.rights() & rights::NO_FIRST_STAGE))
     }
 
     /// Caches the table of `level` for the 2 MiB or 1 GiB around `address`.
@@ -195,7 +194,7 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
         };
         if let Some(cached) = self.structures {
             let rights = granted | if table.writable { rights::SECOND_WRITE } else { 0 };
-            cached.tlb.fill(cached.space, address, Translation { page: table.page, size, rights });
+            cached.tlb.fill(cached.space, address, Translation::new(table.page, size, rights));
         }
     }
 }

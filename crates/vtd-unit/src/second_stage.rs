@@ -52,10 +52,10 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
         if let Some(hit) = cached.and_then(|cached| cached.tlb.lookup(cached.space, address)) {
             // A write that owes a dirty bit walks.
             let enough = rights::SECOND_WRITE | rights::DIRTY;
-            if hit.rights & IS_TABLE != 0 {
-                let level = if hit.size == PageSize::Size2M { 1 } else { 2 };
-                start = (level, hit.page, hit.rights & !IS_TABLE);
-            } else if !write || hit.rights & enough == enough {
+            if hit.rights() & IS_TABLE != 0 {
+                let level = if hit.size() == PageSize::Size2M { 1 } else { 2 };
+                start = (level, hit.page(), hit.rights() & !IS_TABLE);
+            } else if !write || hit.rights() & enough == enough {
                 return Ok(hit);
             }
         }
@@ -100,7 +100,7 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
                 if !second.ade || entry.d() {
                     granted |= rights::DIRTY;
                 }
-                let found = Translation { page: entry.address(level), size, rights: granted };
+                let found = Translation::new(entry.address(level), size, granted);
                 // Pages of 4 KiB are many, and with their table cached one load away.
                 if let Some(cached) = self.second.filter(|_| size != PageSize::Size4K) {
                     cached.tlb.fill(cached.space, address, found);
@@ -111,7 +111,7 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
             // Tables of 2 MiB are as many as what is mapped, those of 1 GiB are few.
             if let Some(cached) = self.second.filter(|_| level == 3 || keep && level == 2) {
                 let (size, rights) = (PageSize::of_level(level), granted | IS_TABLE);
-                cached.tlb.fill(cached.space, address, Translation { page: table, size, rights });
+                cached.tlb.fill(cached.space, address, Translation::new(table, size, rights));
             }
         }
         // The last level always is a leaf.

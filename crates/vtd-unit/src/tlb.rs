@@ -79,15 +79,50 @@ pub(crate) struct Space {
     sizes: Sizes,
 }
 
-/// A cached translation.
+/// A cached translation. Two words, so that it is passed in registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Translation {
+    /// Output page in bits 63:12, rights in bits 11:0.
+    value: u64,
+    size: PageSize,
+}
+
+impl Translation {
+    /// A page whose first byte goes to `page`; bits 11:0 of `rights` say what may be done with it, to their owner.
+    #[inline]
+    pub(crate) const fn new(page: u64, size: PageSize, rights: u64) -> Self {
+        Self { value: page & !0xfff | rights & 0xfff, size }
+    }
+
     /// Output address of the page's first byte.
-    pub page: u64,
+    #[inline]
+    pub(crate) const fn page(self) -> u64 {
+        self.value & !0xfff
+    }
+
     /// Size of the page.
-    pub size: PageSize,
-    /// What may be done with it: bits below 12, the owner's.
-    pub rights: u64,
+    #[inline]
+    pub(crate) const fn size(self) -> PageSize {
+        self.size
+    }
+
+    /// What may be done with it.
+    #[inline]
+    pub(crate) const fn rights(self) -> u64 {
+        self.value & 0xfff
+    }
+
+    /// The same page with other rights.
+    #[inline]
+    pub(crate) const fn with_rights(self, rights: u64) -> Self {
+        Self::new(self.value, self.size, rights)
+    }
+
+    /// Where an address inside the page goes.
+    #[inline]
+    pub(crate) const fn output(self, address: u64) -> u64 {
+        self.page() | address & self.size.offset_mask()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -96,7 +131,7 @@ struct Entry {
     tag: AtomicU64,
     /// Page number in bits 63:2 (a 64-bit address has a 52-bit one), size in bits 1:0.
     key: AtomicU64,
-    /// Output page in bits 63:12, rights in bits 11:0.
+    /// As [`Translation::value`].
     value: AtomicU64,
 }
 
@@ -164,7 +199,7 @@ impl Tlb {
                 }
                 let value = entry.value.load(Ordering::Relaxed);
                 if entry.sequence.is_stable(begun) {
-                    return Some(Translation { page: value & !0xfff, size, rights: value & 0xfff });
+                    return Some(Translation { value, size });
                 }
             }
         }
@@ -173,7 +208,7 @@ impl Tlb {
 
     /// Caches a translation. Another thread's fill of the same place wins or loses as a whole.
     pub(crate) fn fill(&self, space: &Space, address: u64, translation: Translation) {
-        let Translation { page, size, rights } = translation;
+        let Translation { value, size } = translation;
         let number = address >> size.shift();
         let key = number << 2 | size as u64;
         let set = &self.set(space.tag, size, number).0;
@@ -186,7 +221,7 @@ impl Tlb {
         let filled = entry.sequence.write(age(entry), || {
             entry.tag.store(space.tag.0, Ordering::Relaxed);
             entry.key.store(key, Ordering::Relaxed);
-            entry.value.store(page & !0xfff | rights & 0xfff, Ordering::Relaxed);
+            entry.value.store(value, Ordering::Relaxed);
         });
         if filled {
             space.sizes.add(size);
@@ -241,7 +276,7 @@ mod tests {
     use super::*;
 
     fn page(page: u64, size: PageSize) -> Translation {
-        Translation { page, size, rights: 5 }
+        Translation::new(page, size, 5)
     }
 
     #[test]
@@ -323,7 +358,7 @@ mod tests {
                         let address = ((round * 7 + thread) % 64) << 12;
                         tlb.fill(space, address, page(address | 1 << 40, PageSize::Size4K));
                         if let Some(hit) = tlb.lookup(space, address) {
-                            assert_eq!(hit.page, address | 1 << 40);
+                            assert_eq!(hit.page(), address | 1 << 40);
                         }
                     }
                 });

@@ -48,9 +48,9 @@ impl Cache {
         hit: Translation,
         needed: impl Fn(Access) -> u64,
     ) -> u64 {
-        let output = hit.page | address & hit.size.offset_mask();
+        let output = hit.output(address);
         if slice(memory, output & !0xfff, 4096).is_ok() {
-            let grants = |access| hit.rights & needed(access) == needed(access);
+            let grants = |access| hit.rights() & needed(access) == needed(access);
             self.recent.fill(Key::device(requester), address, output, grants);
         }
         output
@@ -80,7 +80,7 @@ impl Cache {
         let privileged = bound.privileged(requester);
         let hit = self.iotlb.lookup(&bound.cached, address);
         let needed = access.user_rights();
-        if let Some(hit) = hit.filter(|hit| !privileged && hit.rights & needed == needed) {
+        if let Some(hit) = hit.filter(|hit| !privileged && hit.rights() & needed == needed) {
             return Ok(self.keep_recent(memory, requester, address, hit, Access::user_rights));
         }
         let write = access != Access::Read;
@@ -100,8 +100,8 @@ impl Cache {
                 let purpose = Purpose { read, write, privileged, all_or_nothing: true };
                 let found =
                     self.translation(memory, capabilities, bound, hit, address, purpose).map_err(fault)?;
-                stage.permits(found.rights, read, write, privileged).map_err(fault)?;
-                found.page | address & found.size.offset_mask()
+                stage.permits(found.rights(), read, write, privileged).map_err(fault)?;
+                found.output(address)
             }
         };
         if is_interrupt_range(output) {
@@ -128,8 +128,8 @@ impl Cache {
             return Err(FaultReason::Sgn1);
         }
         if let Some(hit) = hit
-            && space.stage.permits(hit.rights, true, write, privileged).is_ok()
-            && (!write || hit.rights & rights::DIRTY != 0)
+            && space.stage.permits(hit.rights(), true, write, privileged).is_ok()
+            && (!write || hit.rights() & rights::DIRTY != 0)
         {
             return Ok(hit);
         }
@@ -151,19 +151,19 @@ impl Cache {
                 Stage::Nested(first, second) => walker.first_stage(first, Some(second), address, purpose),
                 Stage::Second(second) => {
                     let found = walker.second_stage(second, address, write, true)?;
-                    Ok(Translation { rights: found.rights | rights::NO_FIRST_STAGE, ..found })
+                    Ok(found.with_rights(found.rights() | rights::NO_FIRST_STAGE))
                 }
-                Stage::PassThrough => Ok(Translation {
-                    page: address & !0xfff,
-                    size: PageSize::Size4K,
-                    rights: rights::NO_FIRST_STAGE | rights::NO_SECOND_STAGE | rights::DIRTY,
-                }),
+                Stage::PassThrough => Ok(Translation::new(
+                    address,
+                    PageSize::Size4K,
+                    rights::NO_FIRST_STAGE | rights::NO_SECOND_STAGE | rights::DIRTY,
+                )),
             }
         };
         // What is cached may be older than the tables, of pages and of tables alike: only a walk of all refuses.
         let mut found = walk(false);
         let suffices =
-            |found: &Translation| space.stage.permits(found.rights, true, write, privileged).is_ok();
+            |found: &Translation| space.stage.permits(found.rights(), true, write, privileged).is_ok();
         if structures.is_some() && !found.as_ref().is_ok_and(suffices) {
             found = walk(true);
         }
@@ -175,7 +175,7 @@ impl Cache {
             Stage::PassThrough => {}
         }
         let found = found?;
-        if !touches_interrupt_range(found.page, found.size) {
+        if !touches_interrupt_range(found.page(), found.size()) {
             self.iotlb.fill(&bound.cached, address, found);
         }
         Ok(found)
@@ -208,7 +208,7 @@ impl Cache {
         }
         let wanted = access.device_rights();
         let granted = match self.device_tlb.lookup(cached, address) {
-            Some(hit) if hit.rights & wanted == wanted => {
+            Some(hit) if hit.rights() & wanted == wanted => {
                 return Ok(self.keep_recent(memory, requester, address, hit, Access::device_rights));
             }
             _ => {
@@ -220,16 +220,16 @@ impl Cache {
                     .map_err(|reason| {
                         Miss::Blocked(bound.address_space.blocked(reason, write), AddressType::Translation)
                     })?;
-                if granted.rights & wanted != wanted {
+                if granted.rights() & wanted != wanted {
                     return Err(Miss::PageFault);
                 }
-                if !touches_interrupt_range(granted.page, granted.size) {
+                if !touches_interrupt_range(granted.page(), granted.size()) {
                     self.device_tlb.fill(cached, address, granted);
                 }
                 granted
             }
         };
-        let output = granted.page | address & granted.size.offset_mask();
+        let output = granted.output(address);
         let translated = |reason| {
             let reason = if context.legacy.is_some() { legacy_reason(reason, false) } else { reason };
             Miss::Blocked(Blocked::new(reason, context.fpd), AddressType::Translated)
@@ -265,22 +265,20 @@ impl Cache {
         let hit = self.iotlb.lookup(&bound.cached, address);
         let found = self.translation(memory, capabilities, bound, hit, address, purpose)?;
         let mut granted = 0;
-        if space.stage.permits(found.rights, true, false, privileged).is_ok() {
+        if space.stage.permits(found.rights(), true, false, privileged).is_ok() {
             granted |= rights::READ;
         }
         if write
-            && found.rights & rights::DIRTY != 0
-            && space.stage.permits(found.rights, false, true, privileged).is_ok()
+            && found.rights() & rights::DIRTY != 0
+            && space.stage.permits(found.rights(), false, true, privileged).is_ok()
         {
             granted |= rights::WRITE;
         }
         // What is passed through is granted, and blocked as a translated request.
-        if !matches!(space.stage, Stage::PassThrough)
-            && is_interrupt_range(found.page | address & found.size.offset_mask())
-        {
+        if !matches!(space.stage, Stage::PassThrough) && is_interrupt_range(found.output(address)) {
             return Err(FaultReason::Sgn8_2);
         }
-        Ok(Translation { rights: granted, ..found })
+        Ok(found.with_rights(granted))
     }
 }
 
