@@ -44,10 +44,10 @@ const ALIVE: &str = "VSVA-ALIVE";
 const LAST_LINES: usize = 25;
 /// How many lines of what is around it do.
 const LAST_LINES_AROUND: usize = 8;
-/// Level 1's processors. One, and never two: after a VMRUN that injects an interrupt, QEMU (to 11.1 at least,
-/// target/i386/tcg/system/svm_helper.c:helper_vmrun) leaves `exception_index` at its vector until the next exit. If another
-/// thread stops the processor meanwhile, as those of other processors do all the time, the guest gets the interrupt a
-/// second time, at any point, and hangs or triple-faults. One processor is stopped by its own interrupts only.
+/// Level 1's processors. One, because QEMU's emulation of SVM does not bear two: after a VMRUN that injects an interrupt,
+/// it leaves `exception_index` at its vector until the next exit (target/i386/tcg/system/svm_helper.c:helper_vmrun, seen
+/// in 10.2), and where another thread stops the processor meanwhile, the guest gets the interrupt a second time. With two
+/// processors guests hung or triple-faulted now and then, with one none did (docs/lab.md).
 const LEVEL1_CPUS: &str = "1";
 /// What level 1 needs beside the guest's memory, for itself, `vsva` and the images, in MiB.
 const LEVEL1_MIB: u64 = 1024;
