@@ -267,7 +267,7 @@ impl Lab {
         let vsva = [outer_console, read_lossy(&directory.join("vsva.log"))].concat();
         let level1_seconds = outer.fact("level1-seconds").and_then(|s| s.parse().ok());
         let emulation_failed =
-            self.supplies.outer.is_some() && emulation_suspected(ended.as_ref(), &transcript, &vsva);
+            self.supplies.outer.is_some() && emulation_suspected(ended.as_ref(), &transcript, &outer, &vsva);
         let failure = ended
             .map(|end| end.to_string())
             .or_else(|| failure(&transcript, &outer, self.supplies.outer.is_some(), boot.programs));
@@ -432,13 +432,14 @@ impl Lab {
     }
 }
 
-/// Whether the emulation is to blame for how a run in level 1 ended, or may be. Level 1's own kernel that panics or hangs
-/// runs under nothing else. A guest's processors that stand still or triple-fault were seen at any point of a run, before
+/// Whether the emulation is to blame for how a run in level 1 ended, or may be. Level 1's own kernel that panics, hangs or
+/// is reset before vsva has ended runs under nothing else. A guest's processors that stand still or triple-fault were seen at any point of a run, before
 /// any device was in use too, with level 1 alive; vsva has no part in what a processor does between two exits. A guest
 /// that panics is its own, and so is whatever comes after a check that failed.
-fn emulation_suspected(ended: Option<&End>, guest: &Transcript, vsva: &str) -> bool {
+fn emulation_suspected(ended: Option<&End>, guest: &Transcript, outer: &Transcript, vsva: &str) -> bool {
     match ended {
         Some(End::Level1Panic | End::Level1Silent(_)) => true,
+        None if outer.fact("exit").is_none() => true,
         _ if guest.checks.iter().any(|check| !check.passed) => false,
         Some(End::GuestSilent(_)) => true,
         Some(_) => false,
@@ -628,17 +629,19 @@ mod tests {
         let good = Transcript::read("VSVA-CHECK {\"name\":\"a\",\"passed\":true,\"detail\":\"\"}\n");
         let bad = Transcript::read("VSVA-CHECK {\"name\":\"a\",\"passed\":false,\"detail\":\"\"}\n");
         let crashed = format!("vsva: {TRIPLE_FAULT} on processor 0\n");
+        let outer = Transcript::read("VSVA-FACT exit 1\n");
         let silent = Some(&End::GuestSilent(SILENCE));
         for end in [End::Level1Panic, End::Level1Silent(LEVEL1_SILENCE)] {
-            assert!(emulation_suspected(Some(&end), &bad, ""));
+            assert!(emulation_suspected(Some(&end), &bad, &outer, ""));
         }
-        assert!(emulation_suspected(silent, &good, ""));
-        assert!(!emulation_suspected(silent, &bad, ""), "a check has failed before");
-        assert!(emulation_suspected(None, &good, &crashed));
-        assert!(!emulation_suspected(None, &bad, &crashed));
-        assert!(!emulation_suspected(None, &good, "vsva: KVM cannot run processor 0\n"));
+        assert!(emulation_suspected(silent, &good, &outer, ""));
+        assert!(!emulation_suspected(silent, &bad, &outer, ""), "a check has failed before");
+        assert!(emulation_suspected(None, &good, &outer, &crashed));
+        assert!(!emulation_suspected(None, &bad, &outer, &crashed));
+        assert!(!emulation_suspected(None, &good, &outer, "vsva: KVM cannot run processor 0\n"));
+        assert!(emulation_suspected(None, &bad, &Transcript::default(), ""), "level 1 was reset");
         for end in [End::GuestPanic, End::Failed(String::new()), End::Limit(SILENCE)] {
-            assert!(!emulation_suspected(Some(&end), &good, ""));
+            assert!(!emulation_suspected(Some(&end), &good, &outer, ""));
         }
     }
 

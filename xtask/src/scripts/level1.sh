@@ -27,5 +27,6 @@ if [ -c /dev/kvm ]; then
     echo "VSVA-FACT exit $status"
 else
     echo "level 1: there is no /dev/kvm"
+    echo "VSVA-FACT exit 127"
 fi
 poweroff -f
