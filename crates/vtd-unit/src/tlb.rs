@@ -300,6 +300,19 @@ mod tests {
     }
 
     #[test]
+    fn pages_of_one_size_do_not_push_out_those_of_another() {
+        let mut tlb = Tlb::new([2; 3]);
+        let space = tlb.space();
+        let large = page(0x4000_0000, PageSize::Size1G);
+        tlb.fill(&space, 0, large);
+        for number in 1..100u64 {
+            tlb.fill(&space, number << 30, page(number << 12, PageSize::Size4K));
+            tlb.fill(&space, number << 30 | 0x20_0000, page(number << 21, PageSize::Size2M));
+        }
+        assert_eq!(tlb.lookup(&space, 0x1234), Some(large));
+    }
+
+    #[test]
     fn page_invalidation_removes_every_size_that_covers_the_range() {
         let mut tlb = Tlb::new([64; 3]);
         let mut space = tlb.space();
