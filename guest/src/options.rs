@@ -42,7 +42,7 @@ impl Default for Options {
             mode: Mode::Demo,
             seed: 1,
             large_mib: 64,
-            limit: Duration::from_secs(150),
+            limit: Duration::from_secs(300),
             only: Vec::new(),
             disk: "/dev/vda".into(),
         }

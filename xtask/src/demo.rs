@@ -65,7 +65,7 @@ pub fn demo(
         cpus: 2,
         memory_mib: 2048,
         disk: true,
-        limit: Duration::from_secs(420),
+        limit: Duration::from_secs(480),
     })?;
     if device == Device::Assigned {
         let nested = nested::find(&outcome.vsva);
