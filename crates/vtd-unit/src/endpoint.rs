@@ -334,8 +334,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         )
     }
 
-    /// Translates page by page, with the function's caches, and calls `f` with the offset in the range, the output address and the length of each
-    /// piece, with invalidations held off. `f` fails where there is no memory.
+    /// Translates page by page, with the function's caches, and calls `f` with the offset in the range, the output address
+    /// and the length of each piece, with invalidations held off. `f` fails where there is no memory.
     #[inline]
     fn each_page<'a>(
         &'a self,

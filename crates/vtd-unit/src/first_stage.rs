@@ -180,9 +180,8 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
     fn cached_table(&self, address: u64) -> Option<(u8, Table, u64)> {
         let cached = self.structures.filter(|_| !self.refresh)?;
         let hit = cached.tlb.lookup(cached.space, address)?;
-        let level = if hit.size() == PageSize::Size2M { 1 } else { 2 };
         let table = Table { page: hit.page(), writable: hit.rights() & rights::SECOND_WRITE != 0 };
-        Some((level, table, hit.rights() & rights::NO_FIRST_STAGE))
+        Some((hit.size().table_level(), table, hit.rights() & rights::NO_FIRST_STAGE))
     }
 
     /// Caches the table of `level` for the 2 MiB or 1 GiB around `address`.

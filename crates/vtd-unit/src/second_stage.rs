@@ -53,8 +53,7 @@ impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
             // A write that owes a dirty bit walks.
             let enough = rights::SECOND_WRITE | rights::DIRTY;
             if hit.rights() & IS_TABLE != 0 {
-                let level = if hit.size() == PageSize::Size2M { 1 } else { 2 };
-                start = (level, hit.page(), hit.rights() & !IS_TABLE);
+                start = (hit.size().table_level(), hit.page(), hit.rights() & !IS_TABLE);
             } else if !write || hit.rights() & enough == enough {
                 return Ok(hit);
             }

@@ -41,6 +41,11 @@ impl PageSize {
         }
     }
 
+    /// The level of the table that as a whole maps as much as one page of this size; 0 where none does.
+    pub(crate) const fn table_level(self) -> u8 {
+        self as u8
+    }
+
     /// Number of address bits inside the page.
     pub(crate) const fn shift(self) -> u32 {
         12 + 9 * self as u32
@@ -135,6 +140,13 @@ struct Entry {
     value: AtomicU64,
 }
 
+impl Entry {
+    #[inline]
+    fn holds(&self, tag: Tag, key: u64) -> bool {
+        self.tag.load(Ordering::Relaxed) == tag.0 && self.key.load(Ordering::Relaxed) == key
+    }
+}
+
 const WAYS: usize = 2;
 
 /// One cache line.
@@ -192,9 +204,7 @@ impl Tlb {
             let key = number << 2 | size as u64;
             for entry in &self.set(space.tag, size, number).0 {
                 let begun = entry.sequence.begin();
-                let matches = entry.tag.load(Ordering::Relaxed) == space.tag.0
-                    && entry.key.load(Ordering::Relaxed) == key;
-                if !matches {
+                if !entry.holds(space.tag, key) {
                     continue;
                 }
                 let value = entry.value.load(Ordering::Relaxed);
@@ -212,9 +222,7 @@ impl Tlb {
         let number = address >> size.shift();
         let key = number << 2 | size as u64;
         let set = &self.set(space.tag, size, number).0;
-        let same = |entry: &&Entry| {
-            entry.tag.load(Ordering::Relaxed) == space.tag.0 && entry.key.load(Ordering::Relaxed) == key
-        };
+        let same = |entry: &&Entry| entry.holds(space.tag, key);
         let age = |entry: &Entry| entry.sequence.begin();
         let entry =
             set.iter().find(same).unwrap_or(if age(&set[0]) <= age(&set[1]) { &set[0] } else { &set[1] });
@@ -243,9 +251,7 @@ impl Tlb {
             for number in first >> size.shift()..=last >> size.shift() {
                 let key = number << 2 | size as u64;
                 for entry in &self.set(space.tag, size, number).0 {
-                    if entry.key.load(Ordering::Relaxed) == key
-                        && entry.tag.load(Ordering::Relaxed) == space.tag.0
-                    {
+                    if entry.holds(space.tag, key) {
                         entry.tag.store(0, Ordering::Relaxed);
                     }
                 }
@@ -261,9 +267,7 @@ impl Tlb {
             let key = number << 2 | size as u64;
             for entry in &self.set(space.tag, size, number).0 {
                 let begun = entry.sequence.begin();
-                if entry.key.load(Ordering::Relaxed) == key
-                    && entry.tag.load(Ordering::Relaxed) == space.tag.0
-                {
+                if entry.holds(space.tag, key) {
                     entry.sequence.write(begun, || entry.tag.store(0, Ordering::Relaxed));
                 }
             }

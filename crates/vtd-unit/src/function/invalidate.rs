@@ -4,10 +4,10 @@
 
 use vtd_spec::{AddressRange, DomainId, Pasid, TranslationTableMode};
 
-use super::{Cache, Key, Remapping};
+use super::{Bound, Cache, Key, Remapping, Structures};
 use crate::endpoint::Requester;
 use crate::pasid::Stage;
-use crate::tlb::{Space, Tlb};
+use crate::tlb::Tlb;
 
 /// Address spaces that one invalidation looks at, and pages in all of them together. Their product is the guest's to
 /// choose, and the processor that rings waits for it. Beyond, more is forgotten than was asked for: that costs but once.
@@ -78,11 +78,12 @@ impl Cache {
             return self.forget_spaces();
         }
         for bound in self.spaces.values_mut() {
-            bound.cached = self.iotlb.space();
-            renew(self.structures.as_mut().map(|structures| &mut structures.first), &mut bound.tables);
+            bound.forget(&mut self.iotlb, &mut self.structures);
         }
-        for domain in self.domains.values_mut() {
-            renew(self.structures.as_mut().map(|structures| &mut structures.second), &mut domain.second);
+        if let Some(structures) = &mut self.structures {
+            for domain in self.domains.values_mut() {
+                domain.second = structures.second.space();
+            }
         }
     }
 
@@ -105,13 +106,7 @@ impl Cache {
                 (Some(range), Stage::PassThrough | Stage::Second(_)) => {
                     self.iotlb.invalidate_pages(&mut bound.cached, range);
                 }
-                _ => {
-                    bound.cached = self.iotlb.space();
-                    renew(
-                        self.structures.as_mut().map(|structures| &mut structures.first),
-                        &mut bound.tables,
-                    );
-                }
+                _ => bound.forget(&mut self.iotlb, &mut self.structures),
             }
         }
     }
@@ -135,13 +130,7 @@ impl Cache {
                         structures.first.invalidate_pages(&mut bound.tables, range);
                     }
                 }
-                (None, _) => {
-                    bound.cached = self.iotlb.space();
-                    renew(
-                        self.structures.as_mut().map(|structures| &mut structures.first),
-                        &mut bound.tables,
-                    );
-                }
+                (None, _) => bound.forget(&mut self.iotlb, &mut self.structures),
             }
         }
     }
@@ -168,9 +157,12 @@ impl Cache {
     }
 }
 
-/// Forgets all that `space` has in a cache that a unit may have been told to do without.
-fn renew(tlb: Option<&mut Tlb>, space: &mut Space) {
-    if let Some(tlb) = tlb {
-        *space = tlb.space();
+impl Bound {
+    /// Forgets what both caches have of the space.
+    fn forget(&mut self, iotlb: &mut Tlb, structures: &mut Option<Structures>) {
+        self.cached = iotlb.space();
+        if let Some(structures) = structures {
+            self.tables = structures.first.space();
+        }
     }
 }
