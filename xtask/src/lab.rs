@@ -433,9 +433,9 @@ impl Lab {
 }
 
 /// Whether the emulation is to blame for how a run in level 1 ended, or may be. Level 1's own kernel that panics, hangs or
-/// is reset before vsva has ended runs under nothing else. A guest's processors that stand still or triple-fault were seen at any point of a run, before
-/// any device was in use too, with level 1 alive; vsva has no part in what a processor does between two exits. A guest
-/// that panics is its own, and so is whatever comes after a check that failed.
+/// is reset before vsva has ended runs under nothing else. A guest's processors that stand still or triple-fault were seen
+/// at any point of a run, before any device was in use too, with level 1 alive; vsva has no part in what a processor does
+/// between two exits. A guest that panics is its own, and so is whatever comes after a check that failed.
 fn emulation_suspected(ended: Option<&End>, guest: &Transcript, outer: &Transcript, vsva: &str) -> bool {
     match ended {
         Some(End::Level1Panic | End::Level1Silent(_)) => true,
