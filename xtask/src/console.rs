@@ -77,6 +77,11 @@ pub fn message(line: &str) -> Option<Message> {
     Some(read.unwrap_or_else(|| Message::Garbled(text.to_owned())))
 }
 
+/// Whether the guest's programs said it, signs of life (`VSVA-ALIVE`) included.
+pub fn of_protocol(line: &str) -> bool {
+    line.contains("VSVA-")
+}
+
 /// Everything a console told.
 #[derive(Debug, Default, PartialEq)]
 pub struct Transcript {

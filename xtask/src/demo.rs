@@ -3,7 +3,6 @@
 //! The main job: a stock guest whose process shares its address space with a device.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::Result;
 
@@ -65,7 +64,6 @@ pub fn demo(
         cpus: 2,
         memory_mib: 2048,
         disk: true,
-        limit: Duration::from_secs(480),
     })?;
     if device == Device::Assigned {
         let nested = nested::find(&outcome.vsva);
@@ -94,7 +92,6 @@ pub fn accel_config(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<(
         cpus: 2,
         memory_mib: 2048,
         disk: false,
-        limit: Duration::from_secs(300),
     })?;
     judge(report, "accel-config", outcome, Expect { sva: true, domain: None });
     Ok(())

@@ -9,21 +9,27 @@ mod checks;
 mod console;
 mod cpio;
 mod demo;
+mod images;
 mod initramfs;
 mod judge;
 mod kernel;
 mod lab;
+mod level1;
 mod machine;
 mod matrix;
 mod modules;
 mod nested;
+mod own_time;
 mod process;
 mod qemu;
 mod report;
 mod say;
 mod sources;
+mod supplies;
+mod tail;
 mod unpack;
 mod version;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,9 +42,11 @@ use crate::binaries::Binaries;
 use crate::cache::Cache;
 use crate::demo::Device;
 use crate::kernel::{Kernel, Want};
-use crate::lab::{Lab, Level1, Supplies};
+use crate::lab::Lab;
+use crate::level1::Level1;
 use crate::report::Report;
 use crate::sources::Mirror;
+use crate::supplies::Supplies;
 
 /// The lab of vsva: boots stock Debian guests behind the virtual IOMMU, with or without hardware KVM.
 #[derive(Parser)]

@@ -2,8 +2,6 @@
 
 //! Other kernels and command lines: each boots behind the unit, and reads and writes a disk through it.
 
-use std::time::Duration;
-
 use anyhow::Result;
 
 use crate::judge::{Expect, judge};
@@ -64,7 +62,6 @@ pub fn disk(
         cpus: 2,
         memory_mib: 1024,
         disk: true,
-        limit: Duration::from_secs(180),
     })?;
     judge(report, name, outcome, Expect { sva: false, domain });
     Ok(())

@@ -53,6 +53,11 @@ impl Guarded {
         Ok(Self(child))
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// The exit status, once there is one.
     pub fn status(&mut self) -> Result<Option<ExitStatus>> {
         Ok(self.0.try_wait()?)
