@@ -14,15 +14,14 @@ use crate::checks::same;
 use crate::memory::Mapping;
 use crate::pattern::{self, Random};
 use crate::process::Findings;
-use crate::process::spawn;
+use crate::progress::{self, Patience};
 use crate::report::Report;
+use crate::runner::watched;
 
 /// ioctl numbers [Linux include/uapi/linux/fs.h].
 const BLKFLSBUF: libc::c_ulong = 0x1261;
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 
-/// Time for each check.
-const LIMIT: Duration = Duration::from_secs(60);
 /// Largest single request of these checks.
 const LARGEST: usize = 1 << 20;
 
@@ -35,8 +34,7 @@ pub fn run(report: &mut Report, path: &str, seed: u64) {
         ("disk-many-requests", many_requests),
     ];
     for (name, work) in checks {
-        let outcome =
-            spawn(true, |findings| work(Path::new(path), seed, findings)).and_then(|mut c| c.join(LIMIT));
+        let outcome = watched(name, |findings| work(Path::new(path), seed, findings));
         match outcome {
             Ok((findings, detail)) => {
                 for (figure, value, unit) in findings.figures() {
@@ -50,10 +48,9 @@ pub fn run(report: &mut Report, path: &str, seed: u64) {
 }
 
 fn present(path: &Path, _: u64, _: &mut Findings) -> Result<String> {
-    let start = Instant::now();
+    let mut patience = Patience::of_a_check();
     while !path.exists() {
-        ensure!(start.elapsed() < Duration::from_secs(15), "{} did not appear", path.display());
-        std::thread::sleep(Duration::from_millis(50));
+        patience.sleep(Duration::from_millis(20), &format!("{} to appear", path.display()))?;
     }
     let disk = open(path)?;
     Ok(format!("{} has {} MiB", path.display(), size(&disk)? >> 20))
@@ -105,6 +102,7 @@ fn write_read(path: &Path, seed: u64, findings: &mut Findings) -> Result<String>
         let part = &mut buffer.bytes_mut()[at..at + length];
         pattern::fill(part, seed + n as u64);
         disk.write_all_at(part, *offset).with_context(|| format!("writing {length} bytes at {offset}"))?;
+        progress::made();
         bytes += length;
     }
     disk.sync_all()?;
@@ -119,6 +117,7 @@ fn write_read(path: &Path, seed: u64, findings: &mut Findings) -> Result<String>
         let one = Instant::now();
         disk.read_exact_at(part, *offset).with_context(|| format!("reading {length} bytes at {offset}"))?;
         elapsed += one.elapsed();
+        progress::made();
         same(part, &pattern::bytes(*length, seed + n as u64), &format!("{length} bytes at {offset}"))?;
     }
     findings.figure("disk-read", bytes as f64 / elapsed.as_secs_f64() / 1e6, "MB/s");

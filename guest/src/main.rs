@@ -7,7 +7,7 @@
 //! ordinary program: `guest demo --seed=1`.
 //!
 //! On the console, each on a line of its own: `VSVA-CHECK {"name","passed","detail"}`,
-//! `VSVA-FIGURE {"name","value","unit"}`, `VSVA-EXPECT-FAULT begin|end NAME` around checks that may make the IOMMU
+//! `VSVA-FIGURE {"name","value","unit"}`, `VSVA-ALIVE NAME STEPS` while something goes on, `VSVA-EXPECT-FAULT begin|end NAME` around checks that may make the IOMMU
 //! log faults, and at the end `VSVA-DONE {"checks"}`.
 
 mod accel_config;
@@ -23,6 +23,7 @@ mod options;
 mod pattern;
 mod portal;
 mod process;
+mod progress;
 mod reference;
 mod report;
 mod runner;
@@ -31,17 +32,12 @@ mod soft;
 mod sysfs;
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
 use options::{Mode, Options};
-use process::spawn;
-use runner::{Lab, Runner};
+use runner::{Lab, Runner, watched};
 use sysfs::Device;
-
-/// Time for the driver to find the device, and for the bring-up.
-const BRING_UP: Duration = Duration::from_secs(30);
 
 fn main() {
     if init::is_init() {
@@ -49,13 +45,7 @@ fn main() {
         let options = std::fs::read_to_string("/proc/cmdline")
             .map_err(anyhow::Error::from)
             .and_then(|line| Options::from_kernel(&line));
-        let limit = match &options {
-            // Nobody knows when people are done.
-            Ok(options) if options.mode == Mode::Shell => Duration::MAX,
-            Ok(options) => options.limit + Duration::from_secs(60),
-            Err(_) => Duration::from_secs(10),
-        };
-        init::supervise(limit, || run(options, true));
+        init::supervise(|| run(options, true));
     }
     std::process::exit(run(Options::from_arguments(std::env::args().skip(1)), false));
 }
@@ -65,6 +55,7 @@ fn run(options: Result<Options>, as_init: bool) -> i32 {
     // Short sleeps while waiting for the device should be short.
     // SAFETY: no memory is passed.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1000) };
+    progress::share();
     let options = match options {
         Ok(options) => options,
         Err(error) => {
@@ -105,15 +96,14 @@ fn environment(runner: &mut Runner) {
 /// Finds the device and brings it up with `bring_up`, in a child: an interrupt that never comes makes the driver
 /// wait for ever.
 fn bring_up(runner: &mut Runner, name: &str, bring_up: fn(&Device) -> Result<String>) -> Option<Device> {
-    let outcome = Device::find(Duration::from_secs(10)).and_then(|device| {
-        let mut child = spawn(true, |_| {
+    let outcome = Device::find().and_then(|device| {
+        let (_, detail) = watched(name, |_| {
             facts::scalable_mode()?;
             let missing = device.missing_operations()?;
             ensure!(missing.is_empty(), "the device lacks operations: {}", missing.join(", "));
             let detail = bring_up(&device)?;
             Ok(format!("{detail}; {}", facts::device(&device)?))
         })?;
-        let (_, detail) = child.join(BRING_UP)?;
         Ok((device, detail))
     });
     runner.kmsg.drain(false);
@@ -175,9 +165,7 @@ fn accel_config(runner: &mut Runner, options: &Options) -> bool {
         for check in checks::operations() {
             runner.run(&mut lab, &check);
         }
-        let outcome =
-            spawn(true, |_| accel_config::tear_down(&device)).and_then(|mut child| child.join(BRING_UP));
-        match outcome {
+        match watched("tear-down-accel-config", |_| accel_config::tear_down(&device)) {
             Ok((_, detail)) => runner.report.check("tear-down-accel-config", true, &detail),
             Err(error) => runner.report.check("tear-down-accel-config", false, &format!("{error:#}")),
         }

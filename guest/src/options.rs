@@ -2,8 +2,6 @@
 
 //! What to do: from the kernel's command line (`vsva.KEY=VALUE`) as PID 1, else from the program's arguments.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, bail};
 
 /// What the program does.
@@ -26,10 +24,8 @@ pub struct Options {
     pub mode: Mode,
     /// Seed of all pseudo-random contents.
     pub seed: u64,
-    /// Size of the large transfers, in MiB.
+    /// Largest size of the large transfers, in MiB: less is moved where the machine is slow.
     pub large_mib: usize,
-    /// Time after which no further check is started.
-    pub limit: Duration,
     /// Run only checks whose name contains one of these (empty: all).
     pub only: Vec<String>,
     /// The disk of [`Mode::Disk`].
@@ -38,14 +34,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options {
-            mode: Mode::Demo,
-            seed: 1,
-            large_mib: 64,
-            limit: Duration::from_secs(300),
-            only: Vec::new(),
-            disk: "/dev/vda".into(),
-        }
+        Options { mode: Mode::Demo, seed: 1, large_mib: 64, only: Vec::new(), disk: "/dev/vda".into() }
     }
 }
 
@@ -77,7 +66,7 @@ impl Options {
         }
         if !mode_seen {
             bail!(
-                "usage: guest demo|disk|shell|accel-config [--seed=N] [--large-mib=N] [--limit=SECONDS] [--only=NAME,…] [--disk=PATH]"
+                "usage: guest demo|disk|shell|accel-config [--seed=N] [--large-mib=N] [--only=NAME,…] [--disk=PATH]"
             );
         }
         Ok(options)
@@ -94,10 +83,9 @@ impl Options {
             "mode" => self.mode = mode(value)?,
             "seed" => self.seed = number(key, value)?,
             "large-mib" => self.large_mib = number(key, value)?.clamp(1, 1024) as usize,
-            "limit" => self.limit = Duration::from_secs(number(key, value)?),
             "only" => self.only = value.split(',').filter(|s| !s.is_empty()).map(str::to_string).collect(),
             "disk" => self.disk = value.to_string(),
-            _ => bail!("unknown option vsva.{key} (known: mode, seed, large-mib, limit, only, disk)"),
+            _ => bail!("unknown option vsva.{key} (known: mode, seed, large-mib, only, disk)"),
         }
         Ok(())
     }

@@ -8,16 +8,14 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering, compiler_fence};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::completion::{Completion, RECORD_SIZE};
 use crate::descriptor::Descriptor;
 use crate::memory::{Mapping, PAGE};
-
-/// How long a single descriptor may take.
-pub const LIMIT: Duration = Duration::from_secs(15);
+use crate::progress::{self, Patience};
 
 const RECORDS: usize = PAGE / RECORD_SIZE;
 
@@ -54,7 +52,6 @@ enum Sink {
 #[derive(Clone, Copy)]
 pub struct Pending {
     record: usize,
-    started: Instant,
 }
 
 impl Queue {
@@ -65,15 +62,13 @@ impl Queue {
         if path == Path::new(crate::soft::PATH) {
             return Ok(Queue { sink: Sink::Soft, records, next_record: Cell::new(0), limits });
         }
-        let start = Instant::now();
+        let mut patience = Patience::of_a_check();
         let file = loop {
             match OpenOptions::new().read(true).write(true).custom_flags(libc::O_CLOEXEC).open(path) {
                 Ok(file) => break file,
                 Err(e)
-                    if e.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < Duration::from_secs(5) =>
-                {
-                    std::thread::sleep(Duration::from_millis(2));
-                }
+                    if e.raw_os_error() == Some(libc::EBUSY)
+                        && patience.sleep(Duration::from_millis(2), "the queue").is_ok() => {}
                 Err(e) => {
                     let hint = open_hint(path, &e);
                     return Err(e).context(hint);
@@ -121,14 +116,13 @@ impl Queue {
         }
         let address = self.records.at(record * RECORD_SIZE);
         self.submit(&descriptor.record(address));
-        Pending { record, started: Instant::now() }
+        Pending { record }
     }
 
     /// Waits for a descriptor that [`Self::start`] submitted.
     pub fn wait(&self, pending: Pending) -> Result<Completion> {
         // SAFETY: inside the page of records.
-        let record = unsafe { wait_for_record(self.record(pending.record), pending.started, LIMIT)? };
-        Ok(record)
+        unsafe { wait_for_record(self.record(pending.record), Patience::of_a_check()) }
     }
 
     /// Whether a descriptor that [`Self::start`] submitted has completed.
@@ -198,27 +192,25 @@ fn chunks(size: usize, max_transfer: u64) -> Vec<(usize, usize)> {
 ///
 /// # Safety
 /// `record` must point to 32 bytes that stay mapped.
-pub unsafe fn wait_for_record(record: *mut u8, started: Instant, limit: Duration) -> Result<Completion> {
+unsafe fn wait_for_record(record: *mut u8, mut patience: Patience) -> Result<Completion> {
     // SAFETY: given by the caller; the device writes the status as one byte of the record.
     let status = unsafe { AtomicU8::from_ptr(record) };
     let mut rounds = 0u32;
     let mut pause = Duration::from_micros(20);
     while status.load(Ordering::Acquire) == 0 {
         rounds += 1;
-        // The device's threads need a CPU too: spin shortly, then give way, then sleep.
+        // The device's threads need a CPU too: look a few times, then give way, then sleep.
         match rounds {
-            0..200 => std::hint::spin_loop(),
-            200..300 => std::thread::yield_now(),
+            0..20 => std::hint::spin_loop(),
+            20..100 => std::thread::yield_now(),
             _ => {
                 // Ever longer: each wake-up costs a virtual machine exits, and the faults' handler needs the CPU.
-                std::thread::sleep(pause);
-                pause = (pause * 2).min(Duration::from_millis(1));
-                if started.elapsed() > limit {
-                    bail!("no completion record within {:.0} s", limit.as_secs_f64());
-                }
+                patience.sleep(pause, "a completion record")?;
+                pause = (pause * 2).min(Duration::from_millis(4));
             }
         }
     }
+    progress::made();
     compiler_fence(Ordering::SeqCst);
     let mut bytes = [0; RECORD_SIZE];
     for (n, byte) in bytes.iter_mut().enumerate() {
@@ -232,7 +224,7 @@ pub unsafe fn wait_for_record(record: *mut u8, started: Instant, limit: Duration
 pub fn wait_at(mapping: &Mapping, offset: usize) -> Result<Completion> {
     ensure!(offset + RECORD_SIZE <= mapping.bytes().len(), "record outside its mapping");
     // SAFETY: inside the mapping, as just checked.
-    unsafe { wait_for_record(mapping.pointer().add(offset), Instant::now(), LIMIT) }
+    unsafe { wait_for_record(mapping.pointer().add(offset), Patience::of_a_check()) }
 }
 
 fn open_hint(path: &Path, error: &std::io::Error) -> String {
@@ -265,7 +257,7 @@ mod tests {
     fn a_record_that_never_comes_is_an_error() {
         let page = Mapping::touched(PAGE).unwrap();
         // SAFETY: the page stays mapped.
-        let result = unsafe { wait_for_record(page.pointer(), Instant::now(), Duration::from_millis(5)) };
-        assert!(result.unwrap_err().to_string().contains("no completion record"));
+        let result = unsafe { wait_for_record(page.pointer(), Patience::none()) };
+        assert!(result.unwrap_err().to_string().contains("waited for a completion record"));
     }
 }

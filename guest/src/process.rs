@@ -7,11 +7,12 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail, ensure};
 
 use crate::memory::Mapping;
+use crate::progress::{self, Patience};
 
 /// Figures that a check measured.
 #[derive(Default)]
@@ -61,6 +62,9 @@ impl Findings {
         }
     }
 }
+
+/// How long one look for a child's answer waits.
+pub const STEP: Duration = Duration::from_millis(10);
 
 /// A running child.
 pub struct Child {
@@ -113,10 +117,19 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 }
 
 impl Child {
-    /// Waits for the child's message and its end; a child that has not answered when `limit` is over is killed.
-    pub fn join(&mut self, limit: Duration) -> Result<(Findings, String)> {
-        let answered = self.receive(limit);
-        let status = self.kill_and_reap(Duration::from_secs(5), !matches!(answered, Ok(true)));
+    /// Waits for the child's message and its end; a child is killed when nothing gets on any more.
+    pub fn join(&mut self) -> Result<(Findings, String)> {
+        self.join_with(Patience::of_its_watcher(), |_| {})
+    }
+
+    /// The same with another patience; `each_sleep` is called after each sleep of [`STEP`].
+    pub fn join_with(
+        &mut self,
+        patience: Patience,
+        each_sleep: impl FnMut(&Self),
+    ) -> Result<(Findings, String)> {
+        let answered = self.receive(patience, each_sleep);
+        let status = self.kill_and_reap(!matches!(answered, Ok(true)));
         match answered {
             Err(error) if status.is_none() => Err(error.context("the process is stuck in the kernel")),
             Err(error) => Err(error),
@@ -138,16 +151,13 @@ impl Child {
         }
     }
 
-    /// Waits for a message, for at most `limit`. False if the child died before it sent one.
-    fn receive(&mut self, limit: Duration) -> Result<bool> {
-        let start = Instant::now();
+    /// Waits for a message. False if the child died before it sent one.
+    fn receive(&mut self, mut patience: Patience, mut each_sleep: impl FnMut(&Self)) -> Result<bool> {
         let mut ended = false;
         loop {
-            let left = limit.saturating_sub(start.elapsed());
-            ensure!(ended || !left.is_zero(), "no answer within {:.1} s", limit.as_secs_f64());
             let mut poll = libc::pollfd { fd: self.pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // A short step, to notice a child that died while its children hold the pipe open.
-            let step = if ended { 0 } else { left.as_millis().clamp(1, 100) as i32 };
+            let step = if ended { 0 } else { STEP.as_millis() as i32 };
             // SAFETY: `poll` is one valid entry.
             let ready = unsafe { libc::poll(&mut poll, 1, step) };
             if ready > 0 {
@@ -167,6 +177,10 @@ impl Child {
             } else {
                 // What it wrote just before it ended, after the poll above, is still to be read.
                 ended = self.ended();
+                if !ended {
+                    each_sleep(self);
+                    patience.slept(STEP, progress::steps(), "an answer")?;
+                }
             }
         }
     }
@@ -182,11 +196,11 @@ impl Child {
     }
 
     /// Kills the child at once and waits until it is gone; false if it does not go away.
-    pub fn kill(&mut self, limit: Duration) -> bool {
-        self.kill_and_reap(limit, true).is_some()
+    pub fn kill(&mut self) -> bool {
+        self.kill_and_reap(true).is_some()
     }
 
-    fn kill_and_reap(&mut self, limit: Duration, at_once: bool) -> Option<i32> {
+    fn kill_and_reap(&mut self, at_once: bool) -> Option<i32> {
         if self.status.is_some() {
             return self.status;
         }
@@ -194,12 +208,12 @@ impl Child {
             // SAFETY: the child has not been reaped, so the pid is still ours.
             unsafe { libc::kill(self.pid, libc::SIGKILL) };
         }
-        let start = Instant::now();
+        let mut patience = Patience::of_a_check();
         let status = loop {
             let mut status = 0;
             // SAFETY: `status` outlives the call.
             match unsafe { libc::waitpid(self.pid, &mut status, libc::WNOHANG) } {
-                0 if start.elapsed() < limit => std::thread::sleep(Duration::from_millis(1)),
+                0 if patience.sleep(Duration::from_millis(1), "its end").is_ok() => {}
                 0 => {
                     // It answered but does not end.
                     // SAFETY: the child has not been reaped, so the pid is still ours.
@@ -221,7 +235,7 @@ impl Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if self.status.is_none() {
-            self.kill(Duration::from_secs(1));
+            self.kill();
         }
     }
 }
@@ -242,17 +256,21 @@ impl Meeting {
     }
 
     /// Announces arrival at `point` and waits until `everyone` has arrived.
-    pub fn meet(&self, point: usize, everyone: u32, limit: Duration) -> Result<()> {
+    pub fn meet(&self, point: usize, everyone: u32) -> Result<()> {
         self.counter(point).fetch_add(1, Ordering::SeqCst);
-        self.wait(point, everyone, limit)
+        progress::made();
+        self.wait(point, everyone)
     }
 
     /// Waits until counter `point` has reached `value`.
-    pub fn wait(&self, point: usize, value: u32, limit: Duration) -> Result<()> {
-        let start = Instant::now();
+    pub fn wait(&self, point: usize, value: u32) -> Result<()> {
+        self.wait_with(Patience::of_a_check(), point, value)
+    }
+
+    fn wait_with(&self, mut patience: Patience, point: usize, value: u32) -> Result<()> {
         while self.counter(point).load(Ordering::SeqCst) < value {
-            ensure!(start.elapsed() < limit, "another process did not get to meeting point {point}");
-            std::thread::sleep(Duration::from_micros(200));
+            let what = format!("another process to get to meeting point {point}");
+            patience.sleep(Duration::from_micros(500), &what)?;
         }
         Ok(())
     }
@@ -262,8 +280,6 @@ impl Meeting {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(5);
-
     #[test]
     fn a_child_hands_back_detail_and_figures() {
         let mut child = spawn(true, |f| {
@@ -271,43 +287,40 @@ mod tests {
             Ok("did\nit".into())
         })
         .unwrap();
-        let (findings, detail) = child.join(LIMIT).unwrap();
+        let (findings, detail) = child.join().unwrap();
         assert_eq!(detail, "did\nit");
         assert_eq!(findings.figures(), [("latency".to_string(), 2.5, "us".to_string())]);
     }
 
     #[test]
     fn errors_panics_signals_and_hangs_are_told_apart() {
-        let failure = |work: fn() -> Result<String>, limit| {
-            format!("{:#}", spawn(true, |_| work()).unwrap().join(limit).err().unwrap())
+        let failure_with = |patience, work: fn() -> Result<String>| {
+            let outcome = spawn(true, |_| work()).unwrap().join_with(patience, |_| {});
+            format!("{:#}", outcome.err().unwrap())
         };
-        assert!(failure(|| bail!("no queue"), LIMIT).contains("no queue"));
-        assert!(failure(|| panic!("oh"), LIMIT).contains("panicked: oh"));
-        let killed = failure(
-            || {
-                // SAFETY: ends this process only.
-                unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
-                Ok(String::new())
-            },
-            LIMIT,
-        );
+        let failure = |work| failure_with(Patience::of_its_watcher(), work);
+        assert!(failure(|| bail!("no queue")).contains("no queue"));
+        assert!(failure(|| panic!("oh")).contains("panicked: oh"));
+        let killed = failure(|| {
+            // SAFETY: ends this process only.
+            unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
+            Ok(String::new())
+        });
         assert!(killed.contains("signal 9"), "{killed}");
-        let hang = failure(
-            || {
+        let hang = failure_with(Patience::none(), || {
+            loop {
                 std::thread::sleep(Duration::from_secs(60));
-                Ok(String::new())
-            },
-            Duration::from_millis(50),
-        );
-        assert!(hang.contains("no answer within"), "{hang}");
+            }
+        });
+        assert!(hang.contains("no progress") && hang.contains("an answer"), "{hang}");
     }
 
     #[test]
     fn processes_meet() {
         let meeting = Meeting::new().unwrap();
-        let mut child = spawn(true, |_| meeting.meet(3, 2, LIMIT).map(|()| "met".into())).unwrap();
-        meeting.meet(3, 2, LIMIT).unwrap();
-        assert_eq!(child.join(LIMIT).unwrap().1, "met");
-        assert!(meeting.wait(4, 1, Duration::from_millis(5)).is_err());
+        let mut child = spawn(true, |_| meeting.meet(3, 2).map(|()| "met".into())).unwrap();
+        meeting.meet(3, 2).unwrap();
+        assert_eq!(child.join().unwrap().1, "met");
+        assert!(meeting.wait_with(Patience::none(), 4, 1).is_err());
     }
 }

@@ -45,6 +45,12 @@ impl Report {
     }
 }
 
+/// A sign of life of `name`, with how much was done so far. Whoever reads the console takes it for progress: the program
+/// itself says where nothing gets on any more.
+pub fn alive(name: &str, steps: u64) {
+    line(&format!("VSVA-ALIVE {name} {steps}"));
+}
+
 /// Longest line: /dev/kmsg, where the lab sends the output to keep it in order with the kernel's, refuses records of
 /// more than 976 bytes on some kernels [Linux kernel/printk/printk.c:devkmsg_write].
 const LONGEST: usize = 940;

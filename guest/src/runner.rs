@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Runs the checks one after the other, each in a process of its own with a deadline: whatever hangs or dies
-//! becomes one failed check, and the next one starts with a fresh address space and a freshly opened queue.
+//! Runs the checks one after the other, each in a process of its own that is watched: whatever hangs or dies becomes one
+//! failed check, and the next one starts with a fresh address space and a freshly opened queue.
 
 use std::time::{Duration, Instant};
 
@@ -10,9 +10,13 @@ use anyhow::{Result, ensure};
 use crate::kmsg::Kmsg;
 use crate::options::Options;
 use crate::portal::Queue;
-use crate::process::{Findings, spawn};
-use crate::report::Report;
+use crate::process::{Findings, STEP, spawn};
+use crate::progress::{self, Patience};
+use crate::report::{self, Report};
 use crate::sysfs::Device;
+
+/// A sign of life every so many sleeps of [`STEP`]: about every five seconds.
+const SLEEPS_A_SIGN: u32 = 5_000 / STEP.as_millis() as u32;
 
 /// What the checks work with.
 pub struct Lab {
@@ -22,7 +26,7 @@ pub struct Lab {
     pub seed: u64,
     /// The disk; none in tests.
     pub disk: Option<std::path::PathBuf>,
-    /// Size of the large transfers, in bytes.
+    /// Largest size of the large transfers, in bytes.
     pub large: usize,
     /// The first queue to use: moves on when a process is stuck with one.
     pub first_queue: usize,
@@ -50,8 +54,6 @@ impl Lab {
 pub struct Check {
     /// Its name in the report.
     pub name: &'static str,
-    /// Seconds after which it counts as hung.
-    pub limit: u64,
     /// Whether it provokes DMA that the IOMMU may report as a fault.
     pub faults: bool,
     /// The check: what it saw, or why it failed.
@@ -80,11 +82,6 @@ impl Runner {
     pub fn run(&mut self, lab: &mut Lab, check: &Check) -> bool {
         if !self.options.wants(check.name) {
             return true;
-        }
-        if self.started.elapsed() >= self.options.limit {
-            let detail = format!("not run: the time limit of {} s was reached", self.options.limit.as_secs());
-            self.report.check(check.name, false, &detail);
-            return false;
         }
         self.kmsg.drain(false);
         if check.faults {
@@ -160,7 +157,18 @@ impl Runner {
 
 /// Runs a check in a child.
 pub fn run_isolated(lab: &Lab, check: &Check) -> Result<(Findings, String)> {
-    spawn(true, |findings| (check.run)(lab, findings))?.join(Duration::from_secs(check.limit))
+    watched(check.name, |findings| (check.run)(lab, findings))
+}
+
+/// Runs `work` in a child, with a sign of life every few seconds: whoever listens on the console knows no other.
+pub fn watched(name: &str, work: impl FnOnce(&mut Findings) -> Result<String>) -> Result<(Findings, String)> {
+    let mut sleeps = 0u32;
+    spawn(true, work)?.join_with(Patience::of_its_watcher(), |_| {
+        sleeps += 1;
+        if sleeps.is_multiple_of(SLEEPS_A_SIGN) {
+            report::alive(name, progress::steps());
+        }
+    })
 }
 
 fn first(lines: &[String]) -> String {

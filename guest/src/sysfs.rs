@@ -4,12 +4,13 @@
 //! [Documentation/ABI/stable/sysfs-driver-dma-idxd; Linux drivers/dma/idxd/sysfs.c].
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::descriptor::Opcode;
 use crate::portal::{Limits, Queue};
+use crate::progress::{self, Patience};
 
 const BUS: &str = "/sys/bus/dsa";
 /// The most queues that are brought up.
@@ -31,12 +32,12 @@ pub struct Device {
 
 impl Device {
     /// Waits for the driver to find a device, and reads what it has.
-    pub fn find(limit: Duration) -> Result<Device> {
-        let start = Instant::now();
+    pub fn find() -> Result<Device> {
+        let mut patience = Patience::of_a_check();
         let name = loop {
             match first_device() {
                 Some(name) => break name,
-                None if start.elapsed() < limit => std::thread::sleep(Duration::from_millis(20)),
+                None if patience.sleep(Duration::from_millis(20), "a device").is_ok() => {}
                 None if Path::new(BUS).exists() => {
                     bail!(
                         "the idxd driver has no device: is there a DSA on the PCI bus? (see the kernel's log)"
@@ -147,14 +148,10 @@ impl Device {
     pub fn enable(&self, queue: usize) -> Result<()> {
         self.bind("user", &format!("wq{}", self.child(queue)))?;
         let node = self.node(queue);
-        let start = Instant::now();
+        let mut patience = Patience::of_a_check();
         while !node.exists() {
-            ensure!(
-                start.elapsed() < Duration::from_secs(5),
-                "{} did not appear (is devtmpfs on /dev?)",
-                node.display()
-            );
-            std::thread::sleep(Duration::from_millis(2));
+            let what = format!("{} to appear (is devtmpfs on /dev?)", node.display());
+            patience.sleep(Duration::from_millis(2), &what)?;
         }
         Ok(())
     }
@@ -250,7 +247,9 @@ pub fn read(path: &Path) -> Result<String> {
 
 /// Writes an attribute.
 pub fn write(path: &Path, value: &str) -> Result<()> {
-    std::fs::write(path, value).with_context(|| format!("writing {value:?} to {}", path.display()))
+    std::fs::write(path, value).with_context(|| format!("writing {value:?} to {}", path.display()))?;
+    progress::made();
+    Ok(())
 }
 
 /// `op_cap` as 32-bit words, lowest first. Linux prints 32-bit groups, highest first, with commas

@@ -2,8 +2,6 @@
 
 //! Copy on write after fork: both sides keep the right data, also when the device still had a writable translation.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
 
 use super::{same, succeeded};
@@ -14,7 +12,6 @@ use crate::process::{Findings, Meeting, spawn};
 use crate::runner::Lab;
 
 const PAGES: usize = 12;
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// Rounds of: the device writes (its translations are hot), fork, both sides' devices write, both sides compare.
 pub fn copy_on_write(lab: &Lab, _: &mut Findings) -> Result<String> {
@@ -32,7 +29,7 @@ pub fn copy_on_write(lab: &Lab, _: &mut Findings) -> Result<String> {
         let meeting = Meeting::new()?;
         let mut child = spawn(false, |_| {
             // 1: the parent's device has written.
-            meeting.wait(1, 1, LIMIT)?;
+            meeting.wait(1, 1)?;
             same(memory.bytes(), &before, "child's memory after the parent's device wrote")?;
             let own = lab.queue(1).context("the child's queue")?;
             let mut child_source = Mapping::touched(length)?;
@@ -48,9 +45,9 @@ pub fn copy_on_write(lab: &Lab, _: &mut Findings) -> Result<String> {
                 "child writes",
             )?;
             same(memory.bytes(), &of_child, "child's memory after its device wrote")?;
-            meeting.meet(2, 1, LIMIT)?;
+            meeting.meet(2, 1)?;
             // 3: the parent's device has written once more.
-            meeting.wait(3, 1, LIMIT)?;
+            meeting.wait(3, 1)?;
             same(memory.bytes(), &of_child, "child's memory at the end")?;
             Ok(String::new())
         })?;
@@ -59,15 +56,15 @@ pub fn copy_on_write(lab: &Lab, _: &mut Findings) -> Result<String> {
         let outcome = (|| {
             succeeded(&queue.run(d)?, "parent writes")?;
             same(memory.bytes(), &of_parent, "parent's memory after its device wrote")?;
-            meeting.meet(1, 1, LIMIT)?;
-            meeting.wait(2, 1, LIMIT)?;
+            meeting.meet(1, 1)?;
+            meeting.wait(2, 1)?;
             same(memory.bytes(), &of_parent, "parent's memory after the child's device wrote")?;
             let d = Descriptor::fill(round, memory.at(PAGE), PAGE);
             succeeded(&queue.run(d)?, "parent writes again")?;
-            meeting.meet(3, 1, LIMIT)
+            meeting.meet(3, 1)
         })();
         // The child's own finding explains more than the parent's timeout.
-        child.join(LIMIT).with_context(|| format!("round {round}, child"))?;
+        child.join().with_context(|| format!("round {round}, child"))?;
         outcome.with_context(|| format!("round {round}, parent"))?;
     }
     Ok(format!(

@@ -3,8 +3,6 @@
 //! Eight processes on eight queues at once. All use the same addresses with different contents, and each reaches for
 //! memory that only the others have.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 
 use super::{all_bytes, faulted, same, succeeded};
@@ -17,7 +15,6 @@ use crate::reference::crc32c;
 use crate::runner::Lab;
 
 const PROCESSES: u64 = 8;
-const LIMIT: Duration = Duration::from_secs(30);
 /// Mapped in every process, with contents of its own.
 const COMMON: u64 = 0x2000_0000_0000;
 /// Where the device writes to in every process; fresh in every round.
@@ -42,7 +39,7 @@ pub fn eight_processes(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut pasids = String::new();
     let mut errors = Vec::new();
     for mut child in children {
-        match child.join(LIMIT) {
+        match child.join() {
             Ok((_, detail)) if !detail.is_empty() => pasids = detail,
             Ok(_) => {}
             Err(error) => errors.push(format!("{error:#}")),
@@ -67,9 +64,9 @@ fn one(lab: &Lab, meeting: &Meeting, n: u64) -> Result<String> {
         queue.run(Descriptor::crc(secret.address(), 4 * PAGE, 0))?.value as u32 == crc32c(&of_secret, 0),
         "CRC of the own secret"
     );
-    meeting.meet(0, everyone, LIMIT)?;
+    meeting.meet(0, everyone)?;
     let pasids = if n == 0 { distinct_pasids(lab)? } else { String::new() };
-    meeting.meet(1, everyone, LIMIT)?;
+    meeting.meet(1, everyone)?;
     for round in 0..ROUNDS {
         let what = format!("round {round}");
         pattern::fill(common.bytes_mut(), lab.seed + 1000 * n + round);
@@ -92,7 +89,7 @@ fn one(lab: &Lab, meeting: &Meeting, n: u64) -> Result<String> {
         let c = queue.run(Descriptor::fill(u64::MAX, other, PAGE))?;
         faulted(&c, true, &pages, true, &format!("{what}: write to another's secret"))?;
     }
-    meeting.meet(2, everyone, LIMIT)?;
+    meeting.meet(2, everyone)?;
     same(secret.bytes(), &of_secret, "the secret at the end")?;
     let mut last = vec![0; LENGTH];
     pattern::fill(&mut last, lab.seed + 1000 * n + ROUNDS - 1);

@@ -11,10 +11,10 @@ use crate::descriptor::{Descriptor, Opcode};
 use crate::memory::{Mapping, PAGE, memory_file};
 use crate::pattern::{self, Random};
 use crate::process::{Findings, Meeting, spawn};
+use crate::progress::Patience;
 use crate::runner::Lab;
 
 const LENGTH: usize = 1 << 20;
-const LIMIT: Duration = Duration::from_secs(10);
 
 /// The check.
 pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
@@ -35,21 +35,22 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
             let pending: Vec<_> = (0..count)
                 .map(|n| queue.start(Descriptor::copy(source.address(), targets[n % 2].address(), LENGTH)))
                 .collect();
-            meeting.meet(0, 1, LIMIT)?;
+            meeting.meet(0, 1)?;
             // Counts what is complete until it is killed.
             loop {
                 let left = pending.iter().filter(|p| !queue.is_complete(**p)).count();
                 meeting.counter(1).store(1 + left as u32, std::sync::atomic::Ordering::SeqCst);
+                std::thread::yield_now();
             }
         })?;
-        let ready = meeting.wait(0, 1, LIMIT);
+        let ready = meeting.wait(0, 1);
         if round % 2 == 1 {
             std::thread::sleep(Duration::from_micros(random.below(3000)));
         }
-        ensure!(victim.kill(LIMIT), "the killed process is stuck in the kernel");
+        ensure!(victim.kill(), "the killed process is stuck in the kernel");
         if let Err(error) = ready {
             // It did not get so far: its own words say why.
-            victim.join(Duration::from_millis(1))?;
+            victim.join_with(Patience::none(), |_| {})?;
             return Err(error);
         }
         unfinished += u32::from(meeting.counter(1).load(std::sync::atomic::Ordering::SeqCst) != 1);

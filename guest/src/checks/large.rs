@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Transfers of 64 MiB, split only if the queue demands it, with their throughput.
+//! Large transfers, split only if the queue demands it, with their throughput.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
@@ -11,14 +11,38 @@ use crate::completion::Completion;
 use crate::descriptor::Descriptor;
 use crate::memory::{Mapping, PAGE};
 use crate::pattern;
+use crate::portal::Queue;
 use crate::process::Findings;
 use crate::reference::crc32c;
 use crate::runner::Lab;
 
+/// What is moved at least, and first, to see how fast that goes: what a level-2 entry of the page table spans.
+const SMALLEST: usize = 2 << 20;
+/// About how long the largest move may take.
+const MOVE_TIME: Duration = Duration::from_millis(1500);
+
+/// The size that takes no longer than [`MOVE_TIME`] where `moved` bytes took `took`: doubled from there as often as that
+/// allows, up to `largest`.
+fn affordable(moved: usize, took: Duration, largest: usize) -> usize {
+    let (mut size, mut time) = (moved, took);
+    while size * 2 <= largest && time * 2 <= MOVE_TIME {
+        (size, time) = (size * 2, time * 2);
+    }
+    size
+}
+
+/// How large a move this machine makes in reasonable time.
+fn size_for(queue: &Queue, largest: usize) -> Result<usize> {
+    let (source, target) = (Mapping::touched(SMALLEST)?, Mapping::touched(SMALLEST)?);
+    let start = Instant::now();
+    queue.copy(source.address(), target.address(), SMALLEST)?;
+    Ok(affordable(SMALLEST, start.elapsed(), largest))
+}
+
 /// Move, compare, fill and CRC.
 pub fn transfers(lab: &Lab, findings: &mut Findings) -> Result<String> {
     let queue = lab.queue(0)?;
-    let size = lab.large;
+    let size = size_for(&queue, lab.large)?;
     let (from, to) = (4095, 77);
     let needed = (2 * size + (64 << 20)) as u64;
     let available = available_memory()?;
@@ -109,4 +133,19 @@ fn available_memory() -> Result<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().unwrap_or(0);
     Ok(kib << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_machine_moves_less_and_none_less_than_was_measured() {
+        let largest = 64 << 20;
+        let size = |ms| affordable(SMALLEST, Duration::from_millis(ms), largest);
+        assert_eq!(size(1), largest);
+        assert_eq!(size(100), 16 << 20);
+        assert_eq!(size(1500), SMALLEST);
+        assert_eq!(size(60_000), SMALLEST);
+    }
 }

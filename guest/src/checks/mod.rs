@@ -36,52 +36,52 @@ use crate::runner::Check;
 
 /// Every check of the demo, in order.
 pub fn all() -> Vec<Check> {
-    let quiet = |name, limit, run| Check { name, limit, faults: false, run };
-    let faulty = |name, limit, run| Check { name, limit, faults: true, run };
+    let quiet = |name, run| Check { name, faults: false, run };
+    let faulty = |name, run| Check { name, faults: true, run };
     let mut checks = operations();
     checks.extend([
-        quiet("sizes-move", 40, sizes::moves),
-        quiet("sizes-all-operations", 60, sizes::all_operations),
-        quiet("overlapping-moves", 40, overlap::moves),
-        quiet("large-transfers", 100, large::transfers),
-        quiet("untouched-destination", 40, untouched::destination),
-        quiet("untouched-source", 40, untouched::source),
-        quiet("untouched-completion-record", 40, untouched::record),
-        quiet("untouched-descriptor-list", 40, untouched::list),
-        quiet("file-memfd", 40, files::memfd),
-        quiet("file-tmpfs", 40, files::tmpfs),
-        quiet("file-initramfs", 40, files::root),
-        quiet("file-disk", 40, files::disk),
-        quiet("fork-copy-on-write", 40, fork::copy_on_write),
-        quiet("paged-out", 60, pageout::anonymous),
-        quiet("huge-pages-transparent", 40, huge::transparent),
-        quiet("huge-pages-hugetlb", 40, huge::hugetlb),
-        faulty("invalid-read-only-destination", 40, invalid::read_only),
-        faulty("invalid-unmapped", 40, invalid::unmapped),
-        faulty("invalid-kernel-address", 40, invalid::kernel),
-        faulty("invalid-non-canonical-address", 40, invalid::non_canonical),
-        faulty("invalid-beyond-end-of-file", 40, invalid::beyond_file),
-        quiet("partial-completion-move", 40, partial::moves),
-        quiet("partial-completion-other-operations", 40, partial::others),
-        quiet("queue-without-block-on-fault", 40, reconfigure::without_block_on_fault),
-        faulty("munmap-in-flight", 60, unmap::in_flight),
-        faulty("munmap-source-in-flight", 60, unmap::source_in_flight),
-        faulty("mprotect-in-flight", 60, protect::in_flight),
-        faulty("mprotect-between-uses", 40, protect::between_uses),
-        faulty("mremap-between-uses", 40, protect::moved),
-        quiet("remap-same-address-anonymous", 60, stale::anonymous),
-        quiet("remap-same-address-files", 60, stale::files),
-        quiet("discarded-pages", 40, stale::discarded),
-        faulty("eight-processes-eight-queues", 80, isolation::eight_processes),
-        faulty("killed-with-work-in-flight", 80, killed::in_flight),
-        quiet("figures-latency", 60, latency::figures),
+        quiet("sizes-move", sizes::moves),
+        quiet("sizes-all-operations", sizes::all_operations),
+        quiet("overlapping-moves", overlap::moves),
+        quiet("large-transfers", large::transfers),
+        quiet("untouched-destination", untouched::destination),
+        quiet("untouched-source", untouched::source),
+        quiet("untouched-completion-record", untouched::record),
+        quiet("untouched-descriptor-list", untouched::list),
+        quiet("file-memfd", files::memfd),
+        quiet("file-tmpfs", files::tmpfs),
+        quiet("file-initramfs", files::root),
+        quiet("file-disk", files::disk),
+        quiet("fork-copy-on-write", fork::copy_on_write),
+        quiet("paged-out", pageout::anonymous),
+        quiet("huge-pages-transparent", huge::transparent),
+        quiet("huge-pages-hugetlb", huge::hugetlb),
+        faulty("invalid-read-only-destination", invalid::read_only),
+        faulty("invalid-unmapped", invalid::unmapped),
+        faulty("invalid-kernel-address", invalid::kernel),
+        faulty("invalid-non-canonical-address", invalid::non_canonical),
+        faulty("invalid-beyond-end-of-file", invalid::beyond_file),
+        quiet("partial-completion-move", partial::moves),
+        quiet("partial-completion-other-operations", partial::others),
+        quiet("queue-without-block-on-fault", reconfigure::without_block_on_fault),
+        faulty("munmap-in-flight", unmap::in_flight),
+        faulty("munmap-source-in-flight", unmap::source_in_flight),
+        faulty("mprotect-in-flight", protect::in_flight),
+        faulty("mprotect-between-uses", protect::between_uses),
+        faulty("mremap-between-uses", protect::moved),
+        quiet("remap-same-address-anonymous", stale::anonymous),
+        quiet("remap-same-address-files", stale::files),
+        quiet("discarded-pages", stale::discarded),
+        faulty("eight-processes-eight-queues", isolation::eight_processes),
+        faulty("killed-with-work-in-flight", killed::in_flight),
+        quiet("figures-latency", latency::figures),
     ]);
     checks
 }
 
 /// The checks of single operations, which the other modes use too.
 pub fn operations() -> Vec<Check> {
-    let quiet = |name, run| Check { name, limit: 30, faults: false, run };
+    let quiet = |name, run| Check { name, faults: false, run };
     vec![
         quiet("operation-no-op", operations::noop),
         quiet("operation-move", operations::copy),

@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::unmap::{LENGTH, source_of, spin};
+use super::unmap::{LENGTH, linger, source_of};
 use super::{all_bytes, faulted, same, succeeded};
 use crate::completion::status;
 use crate::descriptor::{BLOCK_ON_FAULT, Descriptor};
@@ -34,7 +34,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
         let (source, delay) = source_of(round, &queue, &slow, &hot, &target, &mut random)?;
         let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
-        spin(delay);
+        linger(delay);
         target.protect(HALF..LENGTH, libc::PROT_READ)?;
         snapshot.bytes_mut().copy_from_slice(&target.bytes()[HALF..]);
         let c = queue.wait(pending)?;

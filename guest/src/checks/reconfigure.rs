@@ -31,7 +31,7 @@ pub fn without_block_on_fault(lab: &Lab, _: &mut Findings) -> Result<String> {
         let d = d.without(BLOCK_ON_FAULT);
         has_status(&queue.run(d)?, status::PAGE_FAULT, "untouched destination")?;
         all_bytes(target.bytes(), 0, "destination of the failed move")?;
-        target.touch();
+        target.touch()?;
         succeeded(&queue.run(d)?, "touched destination")?;
         same(target.bytes(), source.bytes(), "moved data")?;
         let elsewhere = Mapping::untouched(2 * PAGE)?;

@@ -40,7 +40,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         let (source, delay) = source_of(round, &queue, &slow, &hot, &target, &mut random)?;
 
         let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
-        spin(delay);
+        linger(delay);
         target.unmap(HALF..LENGTH)?;
         owner.replace_with_fresh(0..HALF)?;
         owner.bytes_mut().copy_from_slice(&of_owner);
@@ -99,7 +99,7 @@ pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
 
         let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));
         if round % 2 == 1 {
-            spin(usual.mul_f64(random.below(600) as f64 / 1000.0));
+            linger(usual.mul_f64(random.below(600) as f64 / 1000.0));
         }
         source.unmap(HALF..LENGTH)?;
         owner.replace_with_fresh(0..HALF)?;
@@ -151,10 +151,10 @@ pub fn source_of<'a>(
     Ok((hot, duration.mul_f64(random.below(600) as f64 / 1000.0)))
 }
 
-/// Waits without giving the processor away: a sleep would be longer than the move.
-pub fn spin(delay: Duration) {
+/// Waits without sleeping, which would take longer than the move; others may run meanwhile.
+pub fn linger(delay: Duration) {
     let start = Instant::now();
     while start.elapsed() < delay {
-        std::hint::spin_loop();
+        std::thread::yield_now();
     }
 }

@@ -13,6 +13,7 @@ use crate::memory::{Mapping, PAGE};
 use crate::pattern;
 use crate::portal::wait_at;
 use crate::process::Findings;
+use crate::progress::Patience;
 use crate::reference::crc32c;
 use crate::runner::Lab;
 
@@ -93,11 +94,11 @@ pub fn record(lab: &Lab, _: &mut Findings) -> Result<String> {
         let offset = (n * 37 % 128) * RECORD_SIZE;
         queue.submit(&Descriptor::new(Opcode::Noop).record(page.at(offset)));
         // The CPU must not be the first to touch the page.
-        let start = std::time::Instant::now();
-        while !page.page_state(0)?.present && start.elapsed() < Duration::from_secs(5) {
-            std::thread::sleep(Duration::from_micros(500));
+        let mut patience = Patience::of_a_check();
+        while !page.page_state(0)?.present {
+            let what = "the device to fault the page of its completion record in";
+            patience.sleep(Duration::from_micros(500), what)?;
         }
-        ensure!(page.page_state(0)?.present, "the device did not fault the page of its completion record in");
         succeeded(&wait_at(&page, offset)?, "no-op")?;
         all_bytes(&page.bytes()[..offset], 0, "before the record")?;
         all_bytes(&page.bytes()[offset + RECORD_SIZE..], 0, "behind the record")?;
