@@ -22,8 +22,12 @@ pub const HIGH_RAM_START: u64 = 1 << 32;
 
 /// 32-bit memory window of the PCI root bridge.
 pub const PCI_MEM32: Window = Window { base: HOLE_START, size: 0x2000_0000 };
-/// Enhanced configuration access: 256 buses of 1 MiB. \[PCIe 7.2.2\]
-pub const ECAM: Window = Window { base: 0xe000_0000, size: 0x1000_0000 };
+/// The last bus below the root bridge. Only buses that exist, or that hot-plug could bring: of each that MCFG names, Linux
+/// asks every slot by configuration ports (arch/x86/pci/legacy.c:pcibios_fixup_peer_bridges, up to the last bus that
+/// mmconfig-shared.c:__pci_mmcfg_init took from there), which of 256 buses are 16,000 exits at each boot.
+pub const LAST_BUS: u8 = 0;
+/// Enhanced configuration access: 1 MiB for each bus. \[PCIe 7.2.2\]
+pub const ECAM: Window = Window { base: 0xe000_0000, size: (LAST_BUS as u64 + 1) * pci::ECAM_BUS_SIZE };
 /// The IOAPIC's page.
 pub const IOAPIC: Window = Window { base: 0xfec0_0000, size: 0x1000 };
 /// The remapping unit's register page, where Intel's chipsets have it.

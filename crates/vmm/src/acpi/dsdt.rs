@@ -38,7 +38,7 @@ fn root_bridge(description: &Description, aml: &mut Vec<u8>) {
     let config = pci::CONFIG_ADDRESS_PORT;
     let uncached = AddressSpaceCacheable::NotCacheable;
 
-    let buses = AddressSpace::new_bus_number(0u16, 0xffu16);
+    let buses = AddressSpace::new_bus_number(0u16, u16::from(layout::LAST_BUS));
     let config_ports = IO::new(config, config, 1, 8);
     let ports_below = AddressSpace::new_io(0u16, config - 1, None);
     let ports_above = AddressSpace::new_io(config + 8, 0xffffu16, None);

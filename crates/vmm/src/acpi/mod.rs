@@ -79,7 +79,7 @@ pub fn build(description: &Description) -> Result<Tables, Error> {
     xsdt.add_entry(arena.push(&fadt::build(dsdt)));
     xsdt.add_entry(arena.push(&madt::build(description.processors)));
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(layout::ECAM.base, 0, 0, 0xff);
+    mcfg.add_ecam(layout::ECAM.base, 0, 0, layout::LAST_BUS);
     xsdt.add_entry(arena.push(&mcfg));
     if let Some(remapping) = &description.remapping {
         xsdt.add_entry(arena.push_bytes(&dmar::build(remapping)?));
@@ -157,6 +157,15 @@ mod tests {
     fn no_remapping_unit_means_no_dmar() {
         let tables = build(&Description { remapping: None, ..description(1) }).unwrap();
         assert!(walk(&tables).iter().all(|(name, _)| name != "DMAR"));
+    }
+
+    #[test]
+    fn mcfg_names_the_buses_that_have_a_place_in_the_window() {
+        let tables = build(&description(1)).unwrap();
+        let (_, mcfg) = walk(&tables).into_iter().find(|(name, _)| name == "MCFG").unwrap();
+        let (base, first, last) = (le(&mcfg[44..52]), mcfg[54], mcfg[55]);
+        assert_eq!((base, first), (layout::ECAM.base, 0));
+        assert_eq!(layout::ECAM.size, u64::from(last - first + 1) * pci::ECAM_BUS_SIZE);
     }
 
     #[test]
