@@ -16,6 +16,7 @@ mod completion;
 mod descriptor;
 mod disk;
 mod facts;
+mod follow;
 mod init;
 mod kmsg;
 mod memory;
@@ -63,6 +64,15 @@ fn run(options: Result<Options>, as_init: bool) -> i32 {
             return 2;
         }
     };
+    if options.mode == Mode::Follow {
+        return match follow::follow(Path::new(&options.console)) {
+            Ok(()) => 0,
+            Err(error) => {
+                eprintln!("guest: {error:#}");
+                1
+            }
+        };
+    }
     let mut runner = Runner::new(&options);
     if as_init {
         match init::load_modules(Path::new("/modules.list")) {
@@ -81,6 +91,7 @@ fn run(options: Result<Options>, as_init: bool) -> i32 {
             runner.report.all_passed()
         }
         Mode::Shell => shell(&mut runner),
+        Mode::Follow => true,
     };
     i32::from(!passed)
 }

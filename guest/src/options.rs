@@ -15,6 +15,8 @@ pub enum Mode {
     Shell,
     /// Bring the DSA up with Debian's `accel-config` and run the operations' checks.
     AccelConfig,
+    /// Bring the kernel's log to the console.
+    Follow,
 }
 
 /// All options.
@@ -30,11 +32,20 @@ pub struct Options {
     pub only: Vec<String>,
     /// The disk of [`Mode::Disk`].
     pub disk: String,
+    /// The terminal of [`Mode::Follow`].
+    pub console: String,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { mode: Mode::Demo, seed: 1, large_mib: 64, only: Vec::new(), disk: "/dev/vda".into() }
+        Options {
+            mode: Mode::Demo,
+            seed: 1,
+            large_mib: 64,
+            only: Vec::new(),
+            disk: "/dev/vda".into(),
+            console: "/dev/ttyS0".into(),
+        }
     }
 }
 
@@ -66,7 +77,7 @@ impl Options {
         }
         if !mode_seen {
             bail!(
-                "usage: guest demo|disk|shell|accel-config [--seed=N] [--large-mib=N] [--only=NAME,…] [--disk=PATH]"
+                "usage: guest demo|disk|shell|accel-config|follow [--seed=N] [--large-mib=N] [--only=NAME,…] [--disk=PATH] [--console=PATH]"
             );
         }
         Ok(options)
@@ -85,7 +96,8 @@ impl Options {
             "large-mib" => self.large_mib = number(key, value)?.clamp(1, 1024) as usize,
             "only" => self.only = value.split(',').filter(|s| !s.is_empty()).map(str::to_string).collect(),
             "disk" => self.disk = value.to_string(),
-            _ => bail!("unknown option vsva.{key} (known: mode, seed, large-mib, only, disk)"),
+            "console" => self.console = value.to_string(),
+            _ => bail!("unknown option vsva.{key} (known: mode, seed, large-mib, only, disk, console)"),
         }
         Ok(())
     }
@@ -97,7 +109,8 @@ fn mode(name: &str) -> Result<Mode> {
         "disk" => Mode::Disk,
         "shell" => Mode::Shell,
         "accel-config" => Mode::AccelConfig,
-        _ => bail!("unknown mode {name:?} (known: demo, disk, shell, accel-config)"),
+        "follow" => Mode::Follow,
+        _ => bail!("unknown mode {name:?} (known: demo, disk, shell, accel-config, follow)"),
     })
 }
 

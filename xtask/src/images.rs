@@ -69,12 +69,17 @@ pub fn level1(lab: &Lab, outer: &Outer, boot: &Boot, images: &Path) -> Result<(P
     }
     let kernel = fs::read(&boot.kernel.image)?;
     let image = guest(lab, boot)?;
+    let disk = disk(boot);
+    let mut files: Vec<(&str, &[u8])> = vec![("kernel", &kernel), ("initrd", &image), ("disk", &disk)];
+    if lab.exits {
+        files.push(("exits", b""));
+    }
     let image = initramfs::Level1 {
         busybox: &lab.supplies.busybox,
         modules: &available.in_order(&modules)?,
         vsva: &lab.binaries.vsva,
         arguments: &boot.arguments_of_vsva(&Names::new(Path::new("/lab/kernel"), Path::new("/lab"))),
-        files: &[("kernel", &kernel), ("initrd", &image), ("disk", &disk(boot))],
+        files: &files,
     }
     .pack()?;
     let path = images.join("level1.cpio");

@@ -2,6 +2,7 @@
 
 //! What the lab itself checks of a guest that has ended: things that the kernel's log and sysfs tell.
 
+use crate::exits;
 use crate::lab::Outcome;
 use crate::report::Report;
 
@@ -28,6 +29,7 @@ pub fn judge(report: &mut Report, boot: &str, outcome: Outcome, expect: Expect) 
     if let Some(seconds) = outcome.transcript.fact("guest-seconds").and_then(|s| s.parse().ok()) {
         report.figure(&prefixed("guest to user space"), seconds, "s");
     }
+    exits::report(report, boot, &outcome.outer_facts);
     for (name, passed, detail) in lab {
         report.check(&prefixed(name), passed, detail);
     }
@@ -130,6 +132,7 @@ mod tests {
             failure: None,
             took: Duration::from_secs(1),
             level1_seconds: None,
+            outer_facts: vec![],
             emulation_failed: false,
             repeated: 0,
         }

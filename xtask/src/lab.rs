@@ -23,6 +23,9 @@ use crate::watch::{End, Watch};
 const LEVEL1_RETRIES: usize = 2;
 /// What `vsva` says where a processor of the guest has given up.
 const TRIPLE_FAULT: &str = "the guest crashed: triple fault";
+/// What each guest's command line begins with. Its watchdogs measure with the wall's clock, so they are off.
+const APPEND: &str = "console=ttyS0 loglevel=1 panic=-1 printk.devkmsg=on nowatchdog rcupdate.rcu_cpu_stall_suppress=1 \
+                      sysctl.kernel.hung_task_timeout_secs=0 workqueue.watchdog_thresh=0 lapic=notscdeadline nohz=off highres=off intel_iommu=on";
 /// How many lines of the guest's console tell what went wrong.
 const LAST_LINES: usize = 25;
 /// How many lines of what is around it do.
@@ -34,6 +37,8 @@ pub struct Lab {
     pub supplies: Supplies,
     /// What was built for it.
     pub binaries: Binaries,
+    /// Whether level 1 counts the guests' exits.
+    pub exits: bool,
 }
 
 /// One boot of a guest.
@@ -80,6 +85,8 @@ pub struct Outcome {
     pub took: Duration,
     /// Level 1's uptime when it was ready, in seconds.
     pub level1_seconds: Option<f64>,
+    /// The facts that level 1 told.
+    pub outer_facts: Vec<(String, String)>,
     /// Whether the emulation around the guest is to blame, or may be.
     pub emulation_failed: bool,
     /// How many runs before this one were given up for that.
@@ -89,7 +96,7 @@ pub struct Outcome {
 impl Boot<'_> {
     /// What `vsva` is started with: `names` are its files, where it runs.
     pub fn arguments_of_vsva(&self, names: &images::Names) -> Vec<String> {
-        let append = format!("console=ttyS0 panic=-1 printk.devkmsg=on intel_iommu=on {}", self.append);
+        let append = format!("{APPEND} {}", self.append);
         let mut arguments: Vec<_> =
             ["run", "--kernel", &names.kernel, "--initrd", &names.initrd, "--append", append.trim()]
                 .map(str::to_owned)
@@ -174,6 +181,7 @@ impl Lab {
             failure,
             took,
             level1_seconds,
+            outer_facts: outer.facts,
             emulation_failed,
             repeated: 0,
         })

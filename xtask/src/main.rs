@@ -9,6 +9,7 @@ mod checks;
 mod console;
 mod cpio;
 mod demo;
+mod exits;
 mod images;
 mod initramfs;
 mod judge;
@@ -130,6 +131,9 @@ struct LabOptions {
     /// Take static vsva and guest programs from this directory instead of building them
     #[arg(long, value_name = "DIR")]
     binaries: Option<PathBuf>,
+    /// Count the guest's exits by kind: they are among the figures
+    #[arg(long)]
+    exits: bool,
     /// Write checks and figures to this file as JSON too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -176,7 +180,10 @@ impl LabOptions {
             Some(directory) => Binaries::in_directory(directory)?,
             None => Binaries::build()?,
         };
-        Ok(Lab { supplies, binaries })
+        if self.exits && supplies.outer.is_none() {
+            bail!("exits are counted in level 1: pass --level1 always too");
+        }
+        Ok(Lab { supplies, binaries, exits: self.exits })
     }
 }
 

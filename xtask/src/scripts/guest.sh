@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 #
 # The guest: loads the modules, says what kernel and unit it has, and runs the programs of /lab/run. Everything goes
-# through /dev/kmsg, so that lines of programs and of the kernel come whole and in the order in which they were made.
+# through /dev/kmsg, so that lines of programs and of the kernel come whole and in the order in which they were made, and
+# from there to the console by a program: the kernel, which prints byte by byte, is told to keep quiet until it crashes.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t devtmpfs devtmpfs /dev
@@ -12,6 +13,9 @@ mount -t tmpfs tmpfs /tmp
 mkdir -p /dev/shm
 mount -t tmpfs tmpfs /dev/shm
 exec >/dev/kmsg 2>&1 </dev/null
+stty -F /dev/ttyS0 raw -echo
+guest follow &
+follower=$!
 
 fact() { echo "VSVA-FACT $1 $2"; }
 
@@ -38,5 +42,6 @@ for device in /sys/bus/dsa/devices/dsa*; do
     fact pasid-enabled "$(cat "$device/pasid_enabled")"
 done
 fact end 0
+wait "$follower"
 sync
 poweroff -f

@@ -13,6 +13,16 @@ while read -r module; do
     insmod "/lab/modules/$module" || echo "level 1: cannot load $module"
 done </lab/modules/order
 
+# Stock kernels give memory files no huge pages. vsva asks for them, and each that is missing costs the emulation dear.
+echo advise >/sys/kernel/mm/transparent_hugepage/shmem_enabled
+
+if [ -e /lab/exits ]; then
+    mount -t tracefs tracefs /sys/kernel/tracing
+    for key in kvm_exit/exit_reason kvm_pio/port kvm_msr/ecx kvm_mmio/gpa; do
+        echo "hist:keys=${key#*/}" >"/sys/kernel/tracing/events/kvm/${key%/*}/trigger"
+    done
+fi
+
 echo "VSVA-FACT level1-seconds $(cut -d' ' -f1 /proc/uptime)"
 if [ -c /dev/kvm ]; then
     stty -F /dev/ttyS1 raw -echo
@@ -23,6 +33,12 @@ if [ -c /dev/kvm ]; then
     if [ -e /lab/trace ]; then
         tar -c -C /lab -f /dev/vda trace trace.trace.json || echo "level 1: cannot write the trace"
         sync
+    fi
+    if [ -e /lab/exits ]; then
+        for event in kvm_exit kvm_pio kvm_msr kvm_mmio; do
+            sed -n "s/^{ [a-z_]*: *\([0-9]*\) } hitcount: *\([0-9]*\).*/VSVA-FACT exits $event:\1:\2/p" \
+                "/sys/kernel/tracing/events/kvm/$event/hist"
+        done
     fi
     echo "VSVA-FACT exit $status"
 else
