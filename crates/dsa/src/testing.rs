@@ -6,8 +6,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, ThreadId};
-use std::time::Duration;
 
+use patience::Patience;
 use vtd_unit::{Access, DmaError, PageGroupResponse, PageRequest, Pasid, Requester, ResponseCode};
 
 use crate::bus::{Bus, PciState};
@@ -16,7 +16,6 @@ use crate::work_queue::tests::PCI;
 
 pub(crate) const PAGE: u64 = 0x1000;
 /// Longer than anything takes that does not hang.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What happens to a page request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -131,19 +130,23 @@ impl TestBus {
 
     /// Waits until `count` interrupts have been raised, since the beginning.
     pub fn wait_for_interrupts(&self, count: usize) {
-        let interrupts = self.interrupts.lock().unwrap();
-        let (_guard, result) =
-            self.changed.wait_timeout_while(interrupts, PATIENCE, |all| all.len() < count).unwrap();
-        assert!(!result.timed_out(), "no interrupt came");
+        let mut patience = Patience::default();
+        while self.interrupts.lock().unwrap().len() < count {
+            patience.pause("interrupts");
+        }
     }
 
     /// Waits until `count` page requests are held.
     pub fn wait_for_held(&self, count: usize) -> MutexGuard<'_, Vec<PageRequest>> {
-        let held = self.held.lock().unwrap();
-        let (held, result) =
-            self.changed.wait_timeout_while(held, PATIENCE, |held| held.len() < count).unwrap();
-        assert!(!result.timed_out(), "no page request came");
-        held
+        let mut patience = Patience::default();
+        loop {
+            let held = self.held.lock().unwrap();
+            if held.len() >= count {
+                return held;
+            }
+            drop(held);
+            patience.pause("page requests");
+        }
     }
 
     /// Answers the page request that has been held longest; before Success, the page is mapped.

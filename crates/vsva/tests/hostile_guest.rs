@@ -8,8 +8,8 @@ mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
+use patience::{Raise, eventually};
 use rig::common::descriptors as d;
 use rig::common::{Guest, PASID_DIRECTORY, SOURCE_ID, entry, pasid};
 use rig::{Device, Rig};
@@ -129,7 +129,7 @@ fn garbage_in_directories_and_tables_binds_nothing_that_is_not_valid() {
 }
 
 #[test]
-fn aliased_leaf_tables_cost_a_bounded_time_and_no_more_than_the_quota() {
+fn aliased_leaf_tables_cost_no_more_than_the_quota_and_hold_up_nobody_else() {
     let host = SoftHostConfig { pasid_quota: 500, ..SoftHostConfig::default() };
     let rig = Rig::with(&UnitConfig::default(), &host);
     let bystander = Bystander::new(&rig);
@@ -149,19 +149,17 @@ fn aliased_leaf_tables_cost_a_bounded_time_and_no_more_than_the_quota() {
     let traffic = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Raise(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 bystander.goes_on(&rig, traffic.fetch_add(1, Ordering::Relaxed) as u8);
                 std::thread::yield_now();
             }
         });
-        let started = Instant::now();
-        rig.guest.submit_all(&[global(), global()]);
         // Two readings of two million entries.
-        assert!(started.elapsed() < Duration::from_secs(15), "{:?}", started.elapsed());
-        stop.store(true, Ordering::Relaxed);
+        rig.guest.submit_all(&[global(), global()]);
+        eventually("traffic", || traffic.load(Ordering::Relaxed) > 10);
     });
-    assert!(traffic.load(Ordering::Relaxed) > 10);
     assert!(rig.host.allocated_pasids() <= 500);
     // One of them, and the rest, and it is over.
     rig.guest.store(table, 0);
@@ -267,6 +265,7 @@ fn an_entry_that_is_rewritten_while_it_is_read_is_one_of_its_versions() {
     let at = guest.pasid_entry_address(number);
     let stop = AtomicBool::new(false);
     let seen = std::thread::scope(|scope| {
+        let _stop = Raise(&stop);
         // Meanwhile the device uses whatever is there.
         scope.spawn(|| traffic(&rig.port, &stop));
         scope.spawn(|| {
@@ -302,7 +301,6 @@ fn an_entry_that_is_rewritten_while_it_is_read_is_one_of_its_versions() {
                 assert_eq!((entry.fsptptr(), entry.fspm() + 4), (table.address, table.levels));
             }
         }
-        stop.store(true, Ordering::Relaxed);
         seen
     });
     assert!(seen.len() > 2, "versions were seen: {seen:x?}");
@@ -325,7 +323,6 @@ fn floods_of_invalidations_and_responses_hold_up_nobody_else() {
         rig.bind(pasid(number));
     }
     let mut random = Random(0xfeed_beef_0bad_cafe);
-    let started = Instant::now();
     for round in 0..40 {
         let batch: Vec<Descriptor> = (0..120)
             .map(|_| {
@@ -358,7 +355,6 @@ fn floods_of_invalidations_and_responses_hold_up_nobody_else() {
         rig.guest.submit_all(&batch);
         bystander.goes_on(&rig, round);
     }
-    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
     assert!(rig.sink.responses.lock().unwrap().is_empty(), "answers to no request");
     assert_eq!(rig.assigned.bound_count(), 201, "and the bystander's, whose directory is the same");
 }
@@ -434,6 +430,7 @@ fn resets_of_the_machine_at_any_time_leave_nothing_behind() {
     rig.port.set_ats_enabled(true);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Raise(&stop);
         scope.spawn(|| traffic(&rig.port, &stop));
         for round in 0..60 {
             for number in 0..8 {
@@ -451,7 +448,6 @@ fn resets_of_the_machine_at_any_time_leave_nothing_behind() {
             assert_eq!(ledger.without_pasid(rig.device), Some(Attachment::SecondStage), "as after power-up");
             boot(&rig.guest);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     rig.guest.submit(&global());
     assert_eq!(rig.assigned.bound_count(), 7);
@@ -486,6 +482,7 @@ fn a_reset_of_a_device_binds_its_pasids_afresh() {
     rig.eventually("both requests", || rig.guest.read64(vtd_spec::offset::PQT) == 64);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Raise(&stop);
         // Meanwhile the other device goes on without a single refusal.
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
@@ -497,7 +494,6 @@ fn a_reset_of_a_device_binds_its_pasids_afresh() {
             rig.assigned.reset();
             rig.port.write(Guest::with_pasid(pasid(5)), ADDRESS + 1, &[3]).unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(rig.sink.responses.lock().unwrap().len(), 1, "its request was answered");
     assert_eq!(other.sink.responses.lock().unwrap().len(), 0, "the other's waits for the guest");
@@ -512,6 +508,7 @@ fn a_machine_that_goes_while_its_guest_rages_leaves_nothing_behind() {
         let Rig { guest, host, joint, port, .. } = rig;
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _stop = Raise(&stop);
             scope.spawn(|| traffic(&port, &stop));
             for number in 1..32u32 {
                 guest.queue(&d::pasid_cache_entry(DomainId(1), pasid(number)));
@@ -523,7 +520,6 @@ fn a_machine_that_goes_while_its_guest_rages_leaves_nothing_behind() {
             }
             drop(joint);
             assert!(ledger.is_empty(), "round {round}");
-            stop.store(true, Ordering::Relaxed);
         });
         assert_eq!(host.allocated_pasids(), 0);
         assert!(port.write(Guest::with_pasid(pasid(1)), ADDRESS, &[1]).is_err());

@@ -8,6 +8,7 @@ mod rig;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use patience::Raise;
 use rig::common::descriptors as d;
 use rig::common::{Guest, SOURCE_ID, entry, pasid};
 use rig::{Device, Rig};
@@ -344,6 +345,7 @@ fn an_entry_changes_between_pass_through_and_a_table_without_a_moment_of_neither
         rig.guest.submit_all(&announce(number, &[SOURCE_ID]));
         let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
+            let _stop = Raise(&stop);
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     let written = rig.port.write(requester, page, &[1]);
@@ -364,7 +366,6 @@ fn an_entry_changes_between_pass_through_and_a_table_without_a_moment_of_neither
                 let elsewhere = rig.port.write(requester, page + 4096, &[1]);
                 assert_eq!(elsewhere.is_ok(), round % 2 == 0, "round {round}");
             }
-            stop.store(true, Ordering::Relaxed);
         });
         rig.guest.write_pasid_entry(number, PasidEntry::new());
         rig.guest.submit_all(&announce(number, &[SOURCE_ID]));

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use common::{Device, Driver, Host, Process, System, asked};
+use patience::{Raise, eventually};
 use vtd_driver::fault_ring::{self, Fault, FaultRing};
 use vtd_driver::nested::{self, BindData, Invalidate, cache_type};
 use vtd_driver::{Access, DomainHandle, Error, Memory, NestedTable, Stage, sva};
@@ -203,6 +204,7 @@ fn a_guest_exchanges_its_table_under_dma_without_a_gap() {
     guest.bind(&mut system, DEVICE, pasid, spaces[0].0).unwrap();
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
+        let _stop = Raise(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 if !device.write(pasid, ADDRESS, &1u64.to_le_bytes()) {
@@ -233,7 +235,6 @@ fn a_guest_exchanges_its_table_under_dma_without_a_gap() {
             let written = pages.map(|page| system.host.load(page));
             assert_eq!(written, if round % 2 == 0 { [1, 0] } else { [0, 1] }, "round {round}");
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(system.take_faults(), []);
 }
@@ -248,6 +249,7 @@ fn nothing_is_written_after_unbinding_under_dma() {
     let pasid = system.allocate_pasid();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Raise(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
                 device.write(pasid, ADDRESS, &1u64.to_le_bytes());
@@ -255,15 +257,12 @@ fn nothing_is_written_after_unbinding_under_dma() {
         });
         for _ in 0..50 {
             guest.bind(&mut system, DEVICE, pasid, root).unwrap();
-            while system.host.load(page) == 0 {
-                std::thread::yield_now();
-            }
+            eventually("a write of the device", || system.host.load(page) != 0);
             guest.unbind(&mut system, DEVICE, pasid).unwrap();
             system.host.store(page, 0);
             (0..50).for_each(|_| std::thread::yield_now());
             assert_eq!(system.host.load(page), 0);
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 

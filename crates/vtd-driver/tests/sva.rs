@@ -7,6 +7,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Process, System, asked};
+use patience::{Raise, eventually};
 use vtd_driver::{Error, Memory, sva};
 use vtd_spec::{AddressRange, FaultReason, Pasid, ResponseCode, SourceId};
 
@@ -96,6 +97,7 @@ fn a_pasid_is_rebound_under_dma_and_never_reaches_the_process_before() {
     let pasid = system.allocate_pasid();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _stop = Raise(&stop);
         let dma = scope.spawn(|| {
             let mut done = 0u64;
             while !stop.load(Ordering::Relaxed) {
@@ -107,9 +109,7 @@ fn a_pasid_is_rebound_under_dma_and_never_reaches_the_process_before() {
             let process = Process::new(&system.host);
             let page = process.map(ADDRESS);
             bind(&mut system, DEVICE, pasid, &process).unwrap();
-            while system.host.load(page) == 0 {
-                std::thread::yield_now();
-            }
+            eventually("a write of the device", || system.host.load(page) != 0);
             unbind(&mut system, DEVICE, pasid).unwrap();
             // Bound no longer: what is written from now on is not the device's.
             system.host.store(page, 0);

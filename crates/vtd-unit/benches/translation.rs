@@ -15,12 +15,12 @@ use std::hint::black_box;
 use std::sync::{Arc, RwLock};
 use std::time::{Duration, Instant};
 
-use common::descriptors::{iotlb, iotlb_domain, pasid_iotlb, pasid_iotlb_pages};
-use common::{Guest, pasid};
+use common::descriptors::{global_device_tlb, iotlb, iotlb_domain, pasid_iotlb, pasid_iotlb_pages};
+use common::{Guest, SOURCE_ID, entry, pasid};
 use criterion::{Criterion, criterion_group, criterion_main};
 use setting::{BASE, BEYOND_CACHES, Order, PASID, WARM, address, chain, first_stage, layered, plain, probe};
 use vtd_spec::descriptors::IotlbGranularity;
-use vtd_spec::{AddressRange, Descriptor, DomainId, SourceId};
+use vtd_spec::{AddressRange, Descriptor, DomainId, PasidGranularTranslationType, SourceId};
 use vtd_unit::{Access, EndpointSink, UnitConfig};
 
 fn floors(c: &mut Criterion) {
@@ -188,6 +188,49 @@ fn invalidation(c: &mut Criterion) {
     group.finish();
 }
 
+/// A doorbell of 100 descriptors beside few and many address spaces that the function has cached: what a descriptor costs
+/// must not be the product of its range and of their number.
+fn doorbell(c: &mut Criterion) {
+    const DOMAIN: DomainId = DomainId(3);
+    let range = AddressRange::new(0x1000, 9);
+    let pass_through = Guest::first_stage(DOMAIN, 0).with_pgtt(PasidGranularTranslationType::PassThrough);
+    let mut group = c.benchmark_group("doorbell_of_100");
+    group.sample_size(10);
+    for spaces in [1, 20_000] {
+        for (name, through, descriptor) in [
+            ("global_device_tlb", false, global_device_tlb(SOURCE_ID, range)),
+            ("page_of_pass_through", true, iotlb(IotlbGranularity::Page, DOMAIN, range)),
+            ("domain_of_pass_through", true, iotlb(IotlbGranularity::Domain, DOMAIN, range)),
+            ("global_of_pass_through", true, iotlb(IotlbGranularity::Global, DOMAIN, range)),
+        ] {
+            let guest = Guest::new();
+            guest.endpoint.set_ats_enabled(true);
+            guest.bind(PASID);
+            guest.map(PASID, 0x1000, guest.page(), entry::USER);
+            let batch = vec![descriptor; 100];
+            group.bench_function(format!("{name}_beside_{spaces}_spaces"), |b| {
+                b.iter_custom(|iterations| {
+                    let mut sum = Duration::ZERO;
+                    for _ in 0..iterations {
+                        for number in (OTHERS..).take(spaces).map(pasid) {
+                            match through {
+                                true => guest.write_pasid_entry(number, pass_through),
+                                false => guest.share(number, PASID),
+                            }
+                            guest.endpoint.read(Guest::with_pasid(number), 0x1000, &mut [0]).unwrap();
+                        }
+                        let started = Instant::now();
+                        guest.submit_all(&batch);
+                        sum += started.elapsed();
+                    }
+                    sum
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 /// Caches `count` translations and no others: [`NAMED`] of [`PASID`], the rest of PASIDs of another domain.
 fn fill(guest: &Guest, count: u64) {
     guest.submit(&iotlb(IotlbGranularity::Global, DomainId(0), AddressRange::new(0, 0)));
@@ -227,6 +270,6 @@ criterion_group! {
         .measurement_time(Duration::from_secs(1))
         .warm_up_time(Duration::from_millis(300))
         .sample_size(50);
-    targets = floors, hit, threads, miss, invalidation
+    targets = floors, hit, threads, miss, invalidation, doorbell
 }
 criterion_main!(benches);

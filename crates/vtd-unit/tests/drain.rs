@@ -14,6 +14,7 @@ use common::descriptors::{
     pasid_iotlb_pages, wait,
 };
 use common::{Guest, Memory, ROOT_TABLE, SOURCE_ID, WAIT_STATUS, entry};
+use patience::{Raise, eventually};
 use vm_memory::{Bytes, GuestAddress};
 use vtd_spec::descriptors::PasidCacheGranularity;
 use vtd_spec::registers::offset;
@@ -94,11 +95,7 @@ impl Worker {
 
 fn await_progress(counter: &AtomicU64, steps: u64) {
     let from = counter.load(Ordering::Acquire);
-    let started = std::time::Instant::now();
-    while counter.load(Ordering::Acquire) < from + steps {
-        assert!(started.elapsed() < Duration::from_secs(20), "a worker stands still");
-        std::thread::yield_now();
-    }
+    eventually("a worker that stands still", || counter.load(Ordering::Acquire) >= from + steps);
 }
 
 /// How software takes the page away, and how it gives it back.
@@ -263,7 +260,7 @@ fn run(removal: &Removal, ats: bool) {
             scope.spawn(|| worker.run(&stop));
         }
         // Whatever fails, the workers end.
-        let _guard = StopOnDrop(&stop);
+        let _stop = Raise(&stop);
         for _ in 0..ROUNDS {
             // The page is the devices', and all of them have it cached.
             workers.iter().for_each(|worker| await_progress(&worker.successes, 2));
@@ -295,14 +292,6 @@ fn run(removal: &Removal, ats: bool) {
         }
     });
     assert!(workers.iter().all(|worker| worker.successes.load(Ordering::Relaxed) >= 2 * ROUNDS as u64));
-}
-
-struct StopOnDrop<'a>(&'a AtomicBool);
-
-impl Drop for StopOnDrop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 fn words(guest: &Guest, page: u64) -> Vec<u64> {
@@ -409,9 +398,7 @@ fn translation_is_not_reported_off_while_an_access_is_in_flight() {
             assert_ne!(guest.read32(offset::GSTS) >> 31, 0);
         }
         drop(leave);
-        while guest.read32(offset::GSTS) >> 31 != 0 {
-            std::thread::yield_now();
-        }
+        eventually("translation's end", || guest.read32(offset::GSTS) >> 31 == 0);
     });
     assert_eq!(
         guest.endpoint.write(Guest::with_pasid(PASID), ADDRESS, &[1]),

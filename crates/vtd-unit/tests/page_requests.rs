@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use common::descriptors::{device_tlb, pasid_iotlb, response};
 use common::{Guest, Memory, PAGE_REQUEST_QUEUE, SOURCE_ID, WAIT_STATUS, entry, pasid};
+use patience::Raise;
 use vm_memory::{Bytes, GuestAddress};
 use vtd_spec::descriptors::Wait;
 use vtd_spec::registers::offset;
@@ -400,6 +401,7 @@ fn concurrent_requests_are_each_answered_once() {
         (0..DEVICES).map(|device| guest.endpoint_at(SourceId::new(0, 0xa + device, 0))).collect();
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _done = Raise(&done);
         let software = scope.spawn(|| {
             let mut overflowed = 0;
             loop {

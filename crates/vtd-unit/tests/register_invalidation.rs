@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use common::{CONTEXT_TABLE, Guest, ROOT_TABLE, SOURCE_ID};
+use patience::eventually;
 use vtd_spec::registers::offset;
 use vtd_spec::{
     AddressWidth, ContextCommand, Descriptor, DomainId, InvalidateAddress, IotlbInvalidate,
@@ -207,9 +208,7 @@ fn a_command_is_pending_until_accesses_in_flight_have_ended() {
         inside.recv().unwrap();
         scope.spawn(|| guest.write64(IOTLB, granularity(2).with_ivt(true).into_bits()));
         let pending = || IotlbInvalidate::from_bits(guest.read64(IOTLB)).ivt();
-        while !pending() {
-            std::thread::yield_now();
-        }
+        eventually("the command", pending);
         for _ in 0..20 {
             std::thread::sleep(Duration::from_millis(5));
             assert!(pending());
@@ -218,9 +217,7 @@ fn a_command_is_pending_until_accesses_in_flight_have_ended() {
         guest.write64(IOTLB, granularity(2).into_bits());
         assert!(pending());
         drop(leave);
-        while pending() {
-            std::thread::yield_now();
-        }
+        eventually("the command's end", || !pending());
         assert_eq!(IotlbInvalidate::from_bits(guest.read64(IOTLB)).iaig(), 2);
     });
 }
@@ -249,11 +246,7 @@ fn an_observer_hears_the_command_before_it_is_done() {
     let observer: Arc<dyn Observer> = Arc::clone(&listener) as _;
     assert!(legacy.guest.unit.set_observer(&observer));
     legacy.context_command(ContextCommand::new().with_cirg(1));
-    let started = std::time::Instant::now();
-    while ContextCommand::from_bits(legacy.guest.read64(offset::CCMD)).icc() {
-        assert!(started.elapsed() < Duration::from_secs(20), "the command never ends");
-        std::thread::yield_now();
-    }
+    eventually("the command's end", || !ContextCommand::from_bits(legacy.guest.read64(offset::CCMD)).icc());
     let heard = listener.0.lock().unwrap();
     assert!(matches!(heard[..], [Some(Descriptor::ContextCache(_)), None]), "{heard:?}");
 }

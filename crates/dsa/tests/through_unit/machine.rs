@@ -3,9 +3,9 @@
 //! A machine of one unit and one accelerator, and its operating system.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use dsa::Dsa;
+use patience::Patience;
 use pci::PciFunction;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vtd_spec::descriptors::{PageGroupResponse, PasidDeviceTlb, PasidIotlb, PasidIotlbGranularity, Wait};
@@ -19,7 +19,6 @@ use vtd_unit::{Message, Notify, Unit, UnitConfig};
 
 pub type Memory = GuestMemoryMmap<()>;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
 pub const PAGE: u64 = 0x1000;
 pub const MEMORY_SIZE: u64 = 64 << 20;
 pub const SOURCE_ID: SourceId = SourceId::new(0, 2, 0);
@@ -236,9 +235,9 @@ impl Machine {
             *tail = (*tail + 32) % (PAGE << 2);
         }
         self.write_unit(offset::IQT, *tail);
-        let end = Instant::now() + PATIENCE;
+        let mut patience = Patience::default();
         while self.load(STATUS) as u32 != 2 {
-            assert!(Instant::now() < end, "the invalidation does not end");
+            patience.pause("the invalidation's end");
         }
     }
 
@@ -356,10 +355,9 @@ impl Machine {
     }
 
     pub fn await_command(&self) -> u32 {
-        let end = Instant::now() + PATIENCE;
+        let mut patience = Patience::default();
         while self.read(INTCAUSE) & 2 == 0 || !self.has_message(0x50) {
-            assert!(Instant::now() < end, "the command does not end");
-            std::thread::sleep(Duration::from_millis(1));
+            patience.pause("the command's end");
         }
         self.write(INTCAUSE, 2);
         self.read(CMDSTATUS)
@@ -399,10 +397,10 @@ impl Machine {
     ) -> Vec<u8> {
         self.put(PASID, RECORD, &[0; 32]);
         self.submit(0, RECORD, operation, first, second, size);
-        let end = Instant::now() + PATIENCE;
+        let mut patience = Patience::default();
         while self.get(PASID, RECORD, 1) == [0] {
             self.serve(&allowed);
-            assert!(Instant::now() < end, "no completion; software error {:#x}", self.read(SWERROR));
+            patience.pause(&format!("completion; software error {:#x}", self.read(SWERROR)));
         }
         self.get(PASID, RECORD, 32)
     }

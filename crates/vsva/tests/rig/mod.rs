@@ -11,7 +11,6 @@ pub mod kernel;
 pub mod ledger;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use common::{Guest, MEMORY_BYTES, Memory, Messages, SOURCE_ID, Sink};
 use ledger::Ledger;
@@ -154,11 +153,7 @@ impl Rig {
 
     /// Waits until `done`, which other threads bring about.
     pub fn eventually(&self, what: &str, done: impl Fn() -> bool) {
-        let started = Instant::now();
-        while !done() {
-            assert!(started.elapsed() < Duration::from_secs(20), "never: {what}");
-            std::thread::yield_now();
-        }
+        patience::eventually(what, done);
     }
 }
 

@@ -325,11 +325,9 @@ impl Guest {
 
     /// Waits until the status dword at `address` is 2.
     pub fn await_status(&self, address: u64) {
-        let started = std::time::Instant::now();
-        while self.memory.read_obj::<u32>(GuestAddress(address)).unwrap() != 2 {
-            assert!(started.elapsed().as_secs() < 20, "the wait descriptor never completed");
-            std::thread::yield_now();
-        }
+        patience::eventually("the wait descriptor's status", || {
+            self.memory.read_obj::<u32>(GuestAddress(address)).unwrap() == 2
+        });
     }
 
     /// A request with PASID.

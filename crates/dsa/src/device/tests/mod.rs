@@ -9,8 +9,9 @@ mod page_requests;
 mod registers;
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use patience::Patience;
 use proptest::prelude::*;
 use vtd_unit::{Pasid, ResponseCode};
 
@@ -22,7 +23,7 @@ use crate::registers::{
     CMDSTATUS, GENCAP, GENCFG, GENCTRL, GENSTS, GRPCFG, INTCAUSE, MSIXPERM, OPCAP, SWERROR, VERSION, WQCAP,
     WQCFG,
 };
-use crate::testing::{OnRequest, PAGE, PATIENCE, TestBus, noise, pasid};
+use crate::testing::{OnRequest, PAGE, TestBus, noise, pasid};
 use crate::work_queue::tests::PCI;
 
 const RECORD: u32 = flag::RECORD_ADDRESS_VALID | flag::REQUEST_RECORD;
@@ -126,10 +127,9 @@ impl Machine {
     fn finish(&self, interrupts_before: usize) -> u32 {
         self.bus().wait_for_interrupts(interrupts_before + 1);
         // An interrupt of a software error may have come first.
-        let end = Instant::now() + PATIENCE;
+        let mut patience = Patience::default();
         while self.read32(INTCAUSE) & 2 == 0 {
-            assert!(Instant::now() < end, "the command does not end");
-            thread::sleep(Duration::from_millis(1));
+            patience.pause("the command's end");
         }
         self.write32(INTCAUSE, 2);
         self.read32(CMDSTATUS)
@@ -150,14 +150,13 @@ impl Machine {
 
     /// Waits until the status byte at `address` is not 0.
     fn wait(&self, pasid: Option<Pasid>, address: u64) -> Vec<u8> {
-        let end = Instant::now() + PATIENCE;
+        let mut patience = Patience::default();
         loop {
             let record = self.bus().load(pasid, address, 32);
             if record[0] != 0 {
                 return record;
             }
-            assert!(Instant::now() < end, "no completion");
-            thread::sleep(Duration::from_millis(1));
+            patience.pause("completion");
         }
     }
 
@@ -177,10 +176,9 @@ impl Machine {
     }
 
     fn wait_for_error(&self) -> [u64; 3] {
-        let end = Instant::now() + PATIENCE;
+        let mut patience = Patience::default();
         while self.read64(SWERROR) & 1 == 0 {
-            assert!(Instant::now() < end, "no software error");
-            thread::sleep(Duration::from_millis(1));
+            patience.pause("software error");
         }
         self.take_error()
     }
@@ -190,10 +188,9 @@ impl Machine {
     }
 
     fn wait_for_threads(&self, count: usize) {
-        let end = Instant::now() + PATIENCE;
+        let mut patience = Patience::default();
         while self.threads_alive() != count {
-            assert!(Instant::now() < end, "{} threads", self.threads_alive());
-            thread::sleep(Duration::from_millis(1));
+            patience.pause(&format!("{} threads", self.threads_alive()));
         }
     }
 }
