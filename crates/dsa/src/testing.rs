@@ -15,8 +15,6 @@ use crate::page_request::PageRequests;
 use crate::work_queue::tests::PCI;
 
 pub(crate) const PAGE: u64 = 0x1000;
-/// Longer than anything takes that does not hang.
-
 /// What happens to a page request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum OnRequest {
