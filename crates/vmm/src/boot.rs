@@ -367,7 +367,7 @@ mod tests {
     #[test]
     fn an_image_that_passes_its_checks_can_be_loaded() {
         let kernel = image(header());
-        let memory = crate::memory::allocate(128 << 20).unwrap();
+        let memory = crate::memory::allocate(crate::memory::MemoryOptions::ordinary(128 << 20)).unwrap();
         let initrd = file(&[7; 5000]);
         let payload = Payload { initrd: Some(initrd.path().into()), ..payload(kernel.path(), "a b") };
         let entry =

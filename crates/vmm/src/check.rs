@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::kvm::{self, Virtualization};
+use crate::memory;
 
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
@@ -89,12 +90,25 @@ fn vfio() -> Result<String, String> {
     Err("no /dev/vfio (load vfio-pci)".into())
 }
 
+/// Guest RAM is a memory file that asks for huge pages; stock kernels give such files none.
+fn huge_pages() -> Result<String, String> {
+    match memory::shmem_huge_pages() {
+        Ok(chosen) if ["never", "deny"].contains(&chosen.as_str()) => Err(format!(
+            "none for guest memory ({chosen}), it would be quicker with: echo advise | sudo tee \
+             /sys/kernel/mm/transparent_hugepage/shmem_enabled"
+        )),
+        Ok(chosen) => Ok(format!("for guest memory, {chosen}")),
+        Err(_) => Err("this kernel has no transparent huge pages".into()),
+    }
+}
+
 /// Looks at everything.
 pub fn items() -> Vec<Item> {
     vec![
         Item::optional("kernel", kernel()),
         Item::needed("virtualization", virtualization()),
         Item::needed("kvm", kvm_usable()),
+        Item::optional("huge pages", huge_pages()),
         Item::optional("iommu", iommu()),
         Item::optional("iommufd", node("/dev/iommu", "CONFIG_IOMMUFD")),
         Item::optional("vfio", vfio()),
@@ -155,6 +169,6 @@ mod tests {
     #[test]
     fn every_item_is_looked_at_without_failing() {
         let names: Vec<_> = items().iter().map(|i| i.name).collect();
-        assert_eq!(names, ["kernel", "virtualization", "kvm", "iommu", "iommufd", "vfio"]);
+        assert_eq!(names, ["kernel", "virtualization", "kvm", "huge pages", "iommu", "iommufd", "vfio"]);
     }
 }

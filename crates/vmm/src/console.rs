@@ -14,6 +14,7 @@ use vm_superio::serial::{NoEvents, Serial};
 
 use crate::bus::BusDevice;
 use crate::machine::{Outcome, Stop};
+use crate::output_file::PatientFile;
 
 /// Ports of the 16550.
 pub const PORTS: u64 = 8;
@@ -36,39 +37,24 @@ impl Trigger for Interrupt {
 
 /// Where the guest's output goes.
 pub struct Output {
-    screen: File,
-    log: Option<File>,
+    screen: PatientFile,
+    log: Option<PatientFile>,
 }
 
 impl Output {
     /// Output to `screen`.
     pub fn new(screen: File) -> Self {
-        Self { screen, log: None }
+        // A terminal that is shared with another program may be non-blocking.
+        Self { screen: PatientFile::new(screen), log: None }
     }
-}
-
-/// Writes all of it, waiting where the file is non-blocking (a terminal shared with another program may be).
-fn write_waiting(file: &mut File, mut data: &[u8]) -> io::Result<()> {
-    while !data.is_empty() {
-        match file.write(data) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => data = &data[written..],
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                std::thread::sleep(std::time::Duration::from_millis(1));
-            }
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }
 
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         // The guest runs on if nobody reads its console any more.
-        let _ = write_waiting(&mut self.screen, data);
+        let _ = self.screen.write_all(data);
         if let Some(log) = &mut self.log {
-            let _ = write_waiting(log, data);
+            let _ = log.write_all(data);
         }
         Ok(data.len())
     }
@@ -135,7 +121,7 @@ impl<W: Write + Send> Console<W> {
 
 impl Console {
     /// Copies all further output, byte for byte, to `log`.
-    pub fn log_to(&self, log: File) {
+    pub fn log_to(&self, log: PatientFile) {
         self.lock().uart.writer_mut().log = Some(log);
     }
 }

@@ -238,7 +238,7 @@ mod tests {
     }
 
     fn machine(options: &str) -> (Arc<Memory>, Unit<Memory>, Arc<Heard>) {
-        let memory = memory::allocate(16 << 20).unwrap();
+        let memory = memory::allocate(memory::MemoryOptions::ordinary(16 << 20)).unwrap();
         let heard = Arc::new(Heard::default());
         let config: UnitConfig = options.parse().unwrap();
         let unit = Unit::new(&config, Arc::clone(&memory), Arc::clone(&heard) as Arc<dyn Notify>).unwrap();

@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn the_first_answered_page_request_shows_a_pointer_from_process_to_host_memory() {
-        let memory = memory::allocate(16 << 20).unwrap();
+        let memory = memory::allocate(memory::MemoryOptions::ordinary(16 << 20)).unwrap();
         let host = SoftHost::new(&SoftHostConfig::default(), &memory).unwrap();
         let (device, _endpoint) = host.function(Arc::new(Nothing), Arc::new(Nothing)).unwrap();
         let next = Arc::new(Next::default());

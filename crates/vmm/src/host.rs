@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn nothing_of_a_host_stays_behind_it() {
-        let memory = memory::allocate(16 << 20).unwrap();
+        let memory = memory::allocate(memory::MemoryOptions::ordinary(16 << 20)).unwrap();
         let unit = Unit::new(&UnitConfig::default(), Arc::clone(&memory), Arc::new(Nothing)).unwrap();
         let host = Host::new(&unit, &memory, None).unwrap();
         let functions = [1, 2].map(|device| {

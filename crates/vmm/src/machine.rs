@@ -25,7 +25,7 @@ use crate::figures::Nested;
 use crate::host::{self, Host};
 use crate::ioapic::IoApic;
 use crate::kvm::{self, Messages};
-use crate::memory::{self, Memory};
+use crate::memory::{self, Memory, MemoryOptions};
 use crate::output_file::OutputFile;
 use crate::pci_bus::{BarWindow, CONFIG_PORTS, ConfigPorts, Ecam};
 use crate::power::{self, KeyboardReset, Power, ResetControl};
@@ -102,7 +102,7 @@ pub struct Config {
     /// Number of processors, 1 to [`MAX_PROCESSORS`].
     pub processors: u8,
     /// RAM in bytes, a multiple of 4 KiB.
-    pub memory: u64,
+    pub memory: MemoryOptions,
     /// The remapping unit.
     pub iommu: remapping::Choice,
     /// Devices behind the remapping unit.
@@ -192,22 +192,22 @@ impl Machine {
     /// host behind assigned devices.
     pub fn new(config: &Config, tracer: Option<Arc<dyn Tracer>>, stop: Arc<Stop>) -> Result<Self, Error> {
         // What the user got wrong is said before anything is built.
-        let ram = layout::ram(config.memory);
+        let ram = layout::ram(config.memory.size);
         let payload = config.payload.open(ram.first().map_or(0, |w| w.size))?;
         let disks = config.disks.iter().map(Disk::open).collect::<Result<Vec<_>, _>>()?;
         let no_log = |e| Error::ConsoleLog(config.console_log.clone().unwrap_or_default(), e);
         let log = config.console_log.as_deref().map(OutputFile::open).transpose().map_err(no_log)?;
-        memory::check(config.memory)?;
+        memory::check(config.memory.size)?;
         let kvm = kvm::open()?;
         let processors = config.processors;
         if usize::from(processors) > kvm.get_max_vcpus() {
             return Err(Error::Processors(kvm.get_max_vcpus()));
         }
         let leaves = cpuid::supported(&kvm).map_err(|e| Error::Request("KVM_GET_SUPPORTED_CPUID", e))?;
-        let pci_mem64 = layout::pci_mem64(config.memory);
+        let pci_mem64 = layout::pci_mem64(config.memory.size);
         let bits = cpuid::address_bits(&leaves);
         if pci_mem64.last() >> bits != 0 {
-            return Err(Error::AddressBits { memory: config.memory >> 20, bits });
+            return Err(Error::AddressBits { memory: config.memory.size >> 20, bits });
         }
         let memory = memory::allocate(config.memory)?;
         let vm = Arc::new(kvm::create_vm(&kvm)?);

@@ -2,7 +2,7 @@
 
 //! Guest RAM: one memory file, so that whoever else stands behind the guest's devices can map the same pages again.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -31,6 +31,19 @@ pub enum Error {
     /// The host does not give that much.
     #[error("cannot map {0} MiB of guest memory: {1} (less --memory may do)")]
     Map(u64, vm_memory::mmap::FromRangesError),
+    /// The host's pool of huge pages does not have so many.
+    #[error(
+        "cannot take {wanted} huge pages of 2 MiB, {free} are free: set vm.nr_hugepages higher (sudo sysctl \
+         vm.nr_hugepages={needed}), or leave out hugepages=on"
+    )]
+    HugePages {
+        /// Pages of the guest's memory.
+        wanted: u64,
+        /// Free pages of the pool.
+        free: u64,
+        /// What the pool's size would have to be.
+        needed: u64,
+    },
     /// KVM refused a range.
     #[error("KVM refuses guest memory at {0:#x}: {1}")]
     Slot(u64, kvm_ioctls::Error),
@@ -50,14 +63,51 @@ pub fn check(size: u64) -> Result<(), Error> {
     if size > host { Err(Error::TooMuch(size >> 20, host >> 20)) } else { Ok(()) }
 }
 
-/// Maps `size` bytes of RAM, in the ranges of [`layout::ram`]. Each region is a shared mapping of one memory file and
+/// Guest RAM as the command line asks for it: `SIZE[,hugepages=on|off]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryOptions {
+    /// Bytes, a multiple of 4 KiB, and with huge pages of [`HUGE_PAGE`].
+    pub size: u64,
+    /// Pages of 2 MiB from the host's pool, all of them taken at the start. Without, the host gives pages as they are
+    /// touched, huge ones where it likes (see [`shmem_huge_pages`]).
+    pub huge_pages: bool,
+}
+
+impl MemoryOptions {
+    /// So many bytes of ordinary pages.
+    pub const fn ordinary(size: u64) -> Self {
+        Self { size, huge_pages: false }
+    }
+}
+
+/// Size of a huge page in bytes.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// What the host does about huge pages for memory files that ask for them, as guest RAM does: the value chosen in
+/// `/sys/kernel/mm/transparent_hugepage/shmem_enabled`. \[Linux Documentation/admin-guide/mm/transhuge.rst\]
+pub fn shmem_huge_pages() -> io::Result<String> {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled")?;
+    let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    Ok(chosen.map_or("never", |(chosen, _)| chosen).to_owned())
+}
+
+fn pool_of_huge_pages(count: &str) -> u64 {
+    let file = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{count}");
+    fs::read_to_string(file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
+/// Maps RAM, in the ranges of [`layout::ram`]. Each region is a shared mapping of one memory file and
 /// knows its place there ([`GuestMemoryRegion::file_offset`]); pages are taken from the host as they are touched.
 ///
 /// # Errors
 ///
-/// The host does not have that much address space, or refuses the file.
-pub fn allocate(size: u64) -> Result<Arc<Memory>, Error> {
-    let file = Arc::new(memory_file(size).map_err(|e| Error::File(size >> 20, e))?);
+/// The host does not have that much address space or that many huge pages, or refuses the file.
+pub fn allocate(options: MemoryOptions) -> Result<Arc<Memory>, Error> {
+    let MemoryOptions { size, huge_pages } = options;
+    let file = Arc::new(memory_file(size, huge_pages).map_err(|e| Error::File(size >> 20, e))?);
+    if huge_pages {
+        take_huge_pages(&file, size)?;
+    }
     let mut start = 0;
     let mut ranges = Vec::new();
     for window in layout::ram(size) {
@@ -73,10 +123,11 @@ pub fn allocate(size: u64) -> Result<Arc<Memory>, Error> {
 }
 
 /// An unnamed file in memory that keeps its size: a mapping of it always has pages behind it.
-fn memory_file(size: u64) -> io::Result<File> {
+fn memory_file(size: u64, huge_pages: bool) -> io::Result<File> {
+    let huge = if huge_pages { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge;
     // SAFETY: the name is a string with its terminator; the call touches no other memory.
-    let fd =
-        unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING) };
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), flags) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -89,6 +140,18 @@ fn memory_file(size: u64) -> io::Result<File> {
         return Err(io::Error::last_os_error());
     }
     Ok(file)
+}
+
+/// Takes all pages now: one that the pool lacks would kill the process where the guest touches it.
+fn take_huge_pages(file: &File, size: u64) -> Result<(), Error> {
+    let length = i64::try_from(size).map_err(|e| Error::File(size >> 20, io::Error::other(e)))?;
+    // SAFETY: the descriptor is open; the call takes integers.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
+        return Ok(());
+    }
+    let (wanted, free) = (size / HUGE_PAGE, pool_of_huge_pages("free_hugepages"));
+    let needed = pool_of_huge_pages("nr_hugepages") + wanted.saturating_sub(free);
+    Err(Error::HugePages { wanted, free, needed })
 }
 
 /// A wish: it is granted where the host's `shmem_enabled` says `advise`, and costs nothing elsewhere.
@@ -125,6 +188,27 @@ mod tests {
 
     use super::*;
 
+    fn ordinary(size: u64) -> Arc<Memory> {
+        allocate(MemoryOptions::ordinary(size)).unwrap()
+    }
+
+    #[test]
+    fn huge_pages_that_the_pool_lacks_are_told_with_the_remedy() {
+        // More than any pool has.
+        let error = allocate(MemoryOptions { size: 1 << 44, huge_pages: true }).unwrap_err();
+        let line = error.to_string();
+        assert!(line.contains("8388608 huge pages") && line.contains("vm.nr_hugepages="), "{line}");
+    }
+
+    #[test]
+    fn each_range_of_a_machine_with_huge_pages_is_made_of_whole_ones() {
+        for size in [HUGE_PAGE, 1 << 30, layout::HOLE_START + HUGE_PAGE] {
+            for window in layout::ram(size) {
+                assert_eq!((window.base % HUGE_PAGE, window.size % HUGE_PAGE), (0, 0), "{window:?}");
+            }
+        }
+    }
+
     /// The pages of a region once more, elsewhere.
     fn again(region: &GuestRegionMmap<()>, at: u64) -> Memory {
         let place = region.file_offset().cloned();
@@ -133,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_same_pages_can_be_mapped_at_other_addresses() {
-        let memory = allocate(0x10_0000).unwrap();
+        let memory = ordinary(0x10_0000);
         let region = memory.iter().next().unwrap();
         let other = again(region, 0x40_0000_0000);
         memory.write_obj(0x1122_3344_u32, GuestAddress(0x1_2340)).unwrap();
@@ -144,7 +228,7 @@ mod tests {
 
     #[test]
     fn ranges_on_both_sides_of_the_hole_have_pages_of_their_own() {
-        let memory = allocate(layout::HOLE_START + 0x20_0000).unwrap();
+        let memory = ordinary(layout::HOLE_START + 0x20_0000);
         let places: Vec<_> = memory
             .iter()
             .map(|region| (region.start_addr().0, region.file_offset().unwrap().start()))
@@ -159,7 +243,7 @@ mod tests {
 
     #[test]
     fn nobody_can_take_the_pages_away() {
-        let memory = allocate(0x1_0000).unwrap();
+        let memory = ordinary(0x1_0000);
         let file = memory.iter().next().unwrap().file_offset().unwrap().arc().clone();
         assert_eq!(file.metadata().unwrap().len(), 0x1_0000);
         assert!(file.set_len(0x1000).is_err());
@@ -167,7 +251,7 @@ mod tests {
 
     #[test]
     fn too_much_memory_is_one_line() {
-        for error in [allocate(1 << 60).unwrap_err(), check(1 << 60).unwrap_err()] {
+        for error in [allocate(MemoryOptions::ordinary(1 << 60)).unwrap_err(), check(1 << 60).unwrap_err()] {
             let line = error.to_string();
             assert!(line.contains("MiB") && !line.contains('\n'), "{line}");
         }

@@ -5,6 +5,7 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -13,6 +14,13 @@ use crate::machine::{Outcome, Stop};
 use crate::terminal;
 
 const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+static END_REQUESTED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a signal has asked for the end: then nobody who has stopped reading is waited for any more.
+pub fn end_requested() -> bool {
+    END_REQUESTED.load(Ordering::Relaxed)
+}
 
 /// The signal that makes KVM_RUN return.
 pub fn kick() -> libc::c_int {
@@ -56,6 +64,7 @@ pub fn install(stop: Arc<Stop>) -> io::Result<()> {
                 // SAFETY: ends the process without running anything of it; that is what a second signal asks for.
                 unsafe { libc::_exit(128 + signal) };
             }
+            END_REQUESTED.store(true, Ordering::Relaxed);
             stop.request(Outcome::Signal(signal));
         }
     })?;

@@ -7,14 +7,16 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use patience::Patience;
 use vmm::machine::{Outcome, Stop};
+use vmm::output_file::PatientFile;
 use vmm::signals;
 use vmm::terminal::RawMode;
 
@@ -25,13 +27,17 @@ fn main() {
     if let Ok(role) = std::env::var(ROLE) {
         return owner(&role);
     }
-    let cases: [(&str, fn()); 6] = [
+    let cases: [(&str, fn()); 7] = [
         ("a_terminal_is_raw_until_the_machine_ends", a_terminal_is_raw_until_the_machine_ends),
         ("a_terminal_of_no_session_is_raw_too", a_terminal_of_no_session_is_raw_too),
         ("ending_signals_are_requests_and_restore", ending_signals_are_requests_and_restore),
         ("a_second_signal_ends_at_once_and_restores", a_second_signal_ends_at_once_and_restores),
         ("fatal_signals_restore_and_kill", fatal_signals_restore_and_kill),
         ("a_panic_on_any_thread_restores", a_panic_on_any_thread_restores),
+        (
+            "a_signal_ends_a_write_to_a_pipe_that_nobody_empties",
+            a_signal_ends_a_write_to_a_pipe_that_nobody_empties,
+        ),
     ];
     for (name, case) in cases {
         case();
@@ -56,6 +62,15 @@ fn owner(role: &str) {
         "stubborn" => loop {
             thread::park();
         },
+        // It has written all that the pipe takes, and waits for somebody to read.
+        "full" => {
+            let (_reader, writer) = io::pipe().unwrap();
+            // SAFETY: the descriptor is open; the command takes an integer.
+            assert_eq!(unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }, 0);
+            let mut file = PatientFile::new(File::from(OwnedFd::from(writer)));
+            let error = file.write_all(&[0; 1 << 20]).unwrap_err();
+            assert_eq!((error.kind(), stop.requested()), (io::ErrorKind::TimedOut, true));
+        }
         "panic" => {
             io::stdin().read_exact(&mut [0]).unwrap();
             thread::spawn(|| panic!("on purpose")).join().unwrap_err();
@@ -140,16 +155,12 @@ impl Terminal {
         child.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
         assert!(terminal.settings().is_raw(), "{role}");
         act(&mut terminal, &child);
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut patience = Patience::default();
         let status = loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                break status;
+            match child.try_wait().unwrap() {
+                Some(status) => break status,
+                None => patience.pause(role),
             }
-            if Instant::now() > deadline {
-                child.kill().unwrap();
-                panic!("{role} does not end");
-            }
-            thread::sleep(Duration::from_millis(2));
         };
         assert_eq!(terminal.settings(), before, "{role}: {status}");
         status
@@ -194,6 +205,11 @@ fn fatal_signals_restore_and_kill() {
         let status = Terminal::owned_by("stubborn", |_, child| send(child, signal));
         assert_eq!(status.signal(), Some(signal));
     }
+}
+
+fn a_signal_ends_a_write_to_a_pipe_that_nobody_empties() {
+    let status = Terminal::owned_by("full", |_, child| send(child, libc::SIGTERM));
+    assert_eq!(status.code(), Some(0));
 }
 
 fn a_panic_on_any_thread_restores() {

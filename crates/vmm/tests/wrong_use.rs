@@ -2,7 +2,7 @@
 
 //! Wrong use of the command: one line on standard error, a status that says so, and nothing left behind.
 
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -39,6 +39,9 @@ fn directory() -> tempfile::TempDir {
     fs::write(at("disk"), [0x5a; 4096]).unwrap();
     fs::write(at("locked"), [0; 4096]).unwrap();
     File::create(at("huge")).unwrap().set_len(1 << 40).unwrap();
+    let pipe = CString::new(at("pipe").into_os_string().into_encoded_bytes()).unwrap();
+    // SAFETY: a string with its terminator.
+    assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
     directory
 }
 
@@ -84,6 +87,8 @@ fn a_wrong_command_line_is_one_line_with_status_2() {
         (&["--memory", "1X"], "use K, M, G or T"),
         (&["--memory", "0"], "4K"),
         (&["--memory", "9999T"], "too large"),
+        (&["--memory", "1M,hugepages=on"], "multiple of 2M"),
+        (&["--memory", "1G,hugepages"], "hugepages=on"),
         (&["--nonsense"], "--nonsense"),
         (&["--kernel", "kernel"], "multiple times"),
         (&["--device", "warp"], "known is \"dsa\""),
@@ -136,6 +141,11 @@ fn what_cannot_be_used_is_one_line_with_status_1() {
         (&["--kernel", "kernel", "--memory", "8M"], "at least --memory 34M"),
         (&["--kernel", "kernel", "--memory", "40T"], "less --memory"),
         (&["--kernel", "kernel", "--append", &long], "shorten --append"),
+        (&["--kernel", "pipe"], "regular file"),
+        (&["--kernel", "kernel", "--initrd", "pipe"], "regular file"),
+        (&["--kernel", "kernel", "--disk", "pipe"], "block device"),
+        (&["--kernel", "kernel", "--console-log", "pipe"], "start its reader"),
+        (&["--kernel", "kernel", "--device", "dsa,host=soft", "--trace", "pipe"], "start its reader"),
         (&["--kernel", "kernel", "--disk", "missing"], "truncate"),
         (&["--kernel", "kernel", "--disk", "."], "block device"),
         (&["--kernel", "kernel", "--disk", ".,ro"], "block device"),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 
+use patience::eventually;
 use serde_json::Value;
 use vsva::{Attachment, DeviceId, HostError, Invalidation, InvalidationKind};
 use vtd_spec::{AddressRange, FaultReason, Pasid, ResponseCode};
@@ -268,23 +269,13 @@ fn a_run_that_is_killed_leaves_whole_objects() {
         tracer.event(FUNCTION, &event);
     }
     // Written without anybody having asked.
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let lines = loop {
-        let text = fs::read_to_string(&path).unwrap();
-        if text.lines().count() == 14 || Instant::now() > deadline {
-            break text;
-        }
-        thread::sleep(Duration::from_millis(1));
-    };
-    assert_eq!(lines.lines().count(), 14);
-    let entries = loop {
+    eventually("all lines", || fs::read_to_string(&path).unwrap().lines().count() == 14);
+    let mut entries: Vec<Value> = Vec::new();
+    eventually("all spans", || {
         let text = fs::read_to_string(viewer_path(&path)).unwrap() + "]";
-        let entries: Vec<Value> = serde_json::from_str(&text).unwrap_or_default();
-        if entries.iter().filter(|entry| entry["ph"] == "e").count() == 4 || Instant::now() > deadline {
-            break entries;
-        }
-        thread::sleep(Duration::from_millis(1));
-    };
+        entries = serde_json::from_str(&text).unwrap_or_default();
+        entries.iter().filter(|entry| entry["ph"] == "e").count() == 4
+    });
     assert_eq!(assert_spans_pair_up(&entries), 4);
 
     assert_eq!(trace.finish().unwrap(), Summary { events: 13, dropped: 0 });
