@@ -261,7 +261,8 @@ impl Machine {
         let vcpus = create_processors(&vm, &leaves, processors, entry)?;
 
         // From here on nothing fails.
-        if let Some(log) = log {
+        // Of a machine that is to end before it has begun, no log is left.
+        if let Some(log) = log.filter(|_| !stop.requested()) {
             console.log_to(log.keep().map_err(no_log)?);
         }
         let end_of_interrupt = Box::new(move |vector| ioapic.end_of_interrupt(vector));

@@ -11,7 +11,10 @@ use std::{panic, thread};
 
 use clap::Parser;
 use clap::error::ErrorKind;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use vmm::boot::Payload;
 use vmm::cli::{self, Cli, Command, RunArgs};
 use vmm::machine::{Config, Machine, Outcome, Stop};
@@ -22,8 +25,10 @@ use vmm::{check, signals};
 const LOG: &str = "warn,virtio_queue=off";
 
 fn main() -> ExitCode {
-    let filter = EnvFilter::try_from_env("VSVA_LOG").unwrap_or_else(|_| EnvFilter::new(LOG));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let filter = std::env::var("VSVA_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = filter.or_else(|| LOG.parse().ok()).unwrap_or_default();
+    let log = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_filter(filter);
+    tracing_subscriber::registry().with(log).init();
 
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -82,11 +87,11 @@ fn build_and_run(args: RunArgs) -> anyhow::Result<u8> {
         disks: args.disks,
         console_log: args.console_log,
     };
-    let machine = Machine::new(&config, trace.as_ref().map(Trace::tracer), stop)?;
+    let machine = Machine::new(&config, trace.as_ref().map(Trace::tracer), stop.clone())?;
     // Never dropped, the process ends: a device's destructor waits for its work in flight, and that may wait for a
     // guest that is no more.
     let mut machine = ManuallyDrop::new(machine);
-    let trace = trace.map(Trace::start).transpose()?;
+    let trace = trace.filter(|_| !stop.requested()).map(Trace::start).transpose()?;
     let outcome = machine.run();
     if let Some(trace) = trace {
         finish(trace);

@@ -44,6 +44,9 @@ pub enum Error {
         /// What the pool's size would have to be.
         needed: u64,
     },
+    /// The host has no pool of them, or does not let this process take any.
+    #[error("cannot use huge pages of 2 MiB: {0} (leave out hugepages=on)")]
+    NoHugePages(io::Error),
     /// KVM refused a range.
     #[error("KVM refuses guest memory at {0:#x}: {1}")]
     Slot(u64, kvm_ioctls::Error),
@@ -104,7 +107,8 @@ fn pool_of_huge_pages(count: &str) -> u64 {
 /// The host does not have that much address space or that many huge pages, or refuses the file.
 pub fn allocate(options: MemoryOptions) -> Result<Arc<Memory>, Error> {
     let MemoryOptions { size, huge_pages } = options;
-    let file = Arc::new(memory_file(size, huge_pages).map_err(|e| Error::File(size >> 20, e))?);
+    let no_file = |e| if huge_pages { Error::NoHugePages(e) } else { Error::File(size >> 20, e) };
+    let file = Arc::new(memory_file(size, huge_pages).map_err(no_file)?);
     if huge_pages {
         take_huge_pages(&file, size)?;
     }
@@ -145,11 +149,21 @@ fn memory_file(size: u64, huge_pages: bool) -> io::Result<File> {
 /// Takes all pages now: one that the pool lacks would kill the process where the guest touches it.
 fn take_huge_pages(file: &File, size: u64) -> Result<(), Error> {
     let length = i64::try_from(size).map_err(|e| Error::File(size >> 20, io::Error::other(e)))?;
-    // SAFETY: the descriptor is open; the call takes integers.
-    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
-        return Ok(());
+    let error = loop {
+        // SAFETY: the descriptor is open; the call takes integers.
+        if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            break error;
+        }
+    };
+    if ![Some(libc::ENOSPC), Some(libc::ENOMEM)].contains(&error.raw_os_error()) {
+        return Err(Error::NoHugePages(error));
     }
-    let (wanted, free) = (size / HUGE_PAGE, pool_of_huge_pages("free_hugepages"));
+    let reserved = pool_of_huge_pages("resv_hugepages");
+    let (wanted, free) = (size / HUGE_PAGE, pool_of_huge_pages("free_hugepages").saturating_sub(reserved));
     let needed = pool_of_huge_pages("nr_hugepages") + wanted.saturating_sub(free);
     Err(Error::HugePages { wanted, free, needed })
 }

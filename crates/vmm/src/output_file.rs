@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -46,13 +47,21 @@ impl OutputFile {
         let mut options = OpenOptions::new();
         options.write(true).custom_flags(libc::O_NONBLOCK);
         match options.clone().create_new(true).open(path) {
-            Ok(file) => Ok(Self { file, new: Some(path.into()) }),
-            // Or a link to where nothing is yet.
+            Ok(file) => Ok(Self::new(file, Some(path.into()))),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-                Ok(Self { file: options.create(true).truncate(false).open(path)?, new: None })
+                // A link to where nothing is yet: what is made there is new.
+                let dangles = !path.exists();
+                let file = options.create(true).truncate(false).open(path)?;
+                let made = if dangles { fs::canonicalize(path).ok() } else { None };
+                Ok(Self::new(file, made))
             }
             Err(e) => Err(e),
         }
+    }
+
+    fn new(file: File, new: Option<PathBuf>) -> Self {
+        not_kept().extend(new.clone());
+        Self { file, new }
     }
 
     /// The file, emptied.
@@ -66,8 +75,23 @@ impl OutputFile {
         if file.metadata()?.is_file() {
             file.set_len(0)?;
         }
-        self.new = None;
+        if let Some(path) = self.new.take() {
+            not_kept().retain(|other| *other != path);
+        }
         Ok(PatientFile(file))
+    }
+}
+
+/// New files that nobody has kept yet.
+fn not_kept() -> MutexGuard<'static, Vec<PathBuf>> {
+    static NOT_KEPT: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    NOT_KEPT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Removes the new files that nobody has kept, for a process that ends without dropping anything.
+pub fn remove_what_is_not_kept() {
+    for path in not_kept().drain(..) {
+        let _ = fs::remove_file(path);
     }
 }
 
@@ -111,7 +135,8 @@ impl Drop for OutputFile {
     fn drop(&mut self) {
         if let Some(path) = self.new.take() {
             // Nobody is there to be told of a failure.
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(&path);
+            not_kept().retain(|other| *other != path);
         }
     }
 }
@@ -127,9 +152,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (old, new) = (directory.path().join("old"), directory.path().join("new"));
         fs::write(&old, "before").unwrap();
-        for path in [&old, &new] {
+        let dangling = directory.path().join("dangling");
+        std::os::unix::fs::symlink(directory.path().join("nowhere"), &dangling).unwrap();
+        for path in [&old, &new, &dangling] {
             drop(OutputFile::open(path).unwrap());
         }
+        assert!(fs::symlink_metadata(&dangling).is_ok() && !directory.path().join("nowhere").exists());
         assert_eq!(fs::read_to_string(&old).unwrap(), "before");
         assert!(!new.exists());
         for path in [&old, &new] {
@@ -147,11 +175,13 @@ mod tests {
         assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
         let error = OutputFile::open(&path).unwrap_err().to_string();
         assert!(error.contains("start its reader"), "{error}");
-        let mut reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+        let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
         let mut file = OutputFile::open(&path).unwrap().keep().unwrap();
         // More than a pipe takes, so that writing has to wait for the reader.
         let sent = vec![7; 1 << 20];
         thread::scope(|scope| {
+            // Gone with this closure, however it ends: the writer fails then.
+            let mut reader = reader;
             scope.spawn(|| {
                 file.write_all(&sent).unwrap();
                 drop(file);

@@ -7,13 +7,18 @@ use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::machine::{Outcome, Stop};
-use crate::terminal;
+use crate::{output_file, terminal};
 
 const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// After so many sleeps a process that a signal has asked to end is ended.
+const LAST_SLEEPS: u32 = 500;
+const LAST_SLEEP: Duration = Duration::from_millis(10);
 
 static END_REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -29,7 +34,15 @@ pub fn kick() -> libc::c_int {
 
 extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
-/// Turns SIGINT, SIGTERM, SIGHUP and SIGQUIT into a request to stop; a second one ends the process at once. SIGCONT
+fn end_at_once(signal: libc::c_int) -> ! {
+    terminal::restore();
+    output_file::remove_what_is_not_kept();
+    // SAFETY: ends the process without running anything else of it.
+    unsafe { libc::_exit(128 + signal) }
+}
+
+/// Turns SIGINT, SIGTERM, SIGHUP and SIGQUIT into a request to stop; a second one ends the process at once, and so does the first
+/// one after a while. SIGCONT
 /// makes the terminal raw again. To be called before any other thread starts, so that all threads inherit the mask.
 pub fn install(stop: Arc<Stop>) -> io::Result<()> {
     register_signal_handler(kick(), nothing).map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
@@ -60,12 +73,18 @@ pub fn install(stop: Arc<Stop>) -> io::Result<()> {
                 continue;
             }
             if stop.requested() {
-                terminal::restore();
-                // SAFETY: ends the process without running anything of it; that is what a second signal asks for.
-                unsafe { libc::_exit(128 + signal) };
+                end_at_once(signal);
             }
             END_REQUESTED.store(true, Ordering::Relaxed);
             stop.request(Outcome::Signal(signal));
+            // Whatever holds the others up, such as a pipe that nobody empties, does not hold this up.
+            let last_resort = thread::Builder::new().name("last resort".into()).spawn(move || {
+                (0..LAST_SLEEPS).for_each(|_| thread::sleep(LAST_SLEEP));
+                end_at_once(signal);
+            });
+            if last_resort.is_err() {
+                end_at_once(signal);
+            }
         }
     })?;
     Ok(())

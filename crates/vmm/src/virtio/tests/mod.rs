@@ -5,8 +5,7 @@
 
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
 
 use pci::PciFunction;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -45,28 +44,20 @@ const CONFIG_DATA: u32 = 0x40;
 #[derive(Default)]
 struct Interrupts {
     arrived: Mutex<Vec<u32>>,
-    more: Condvar,
 }
 
 impl Interrupts {
     fn arrive(&self, address: u64, data: u32) {
         assert_eq!(address, 0xfee0_0000);
         self.arrived.lock().unwrap().push(data);
-        self.more.notify_all();
     }
 
     fn wait(&self, data: u32) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let mut arrived = self.arrived.lock().unwrap();
-        loop {
-            if let Some(index) = arrived.iter().position(|found| *found == data) {
-                arrived.remove(index);
-                return;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "interrupt {data:#x} did not arrive");
-            arrived = self.more.wait_timeout(arrived, left).unwrap().0;
-        }
+        patience::eventually(&format!("interrupt {data:#x}"), || {
+            let mut arrived = self.arrived.lock().unwrap();
+            let index = arrived.iter().position(|found| *found == data);
+            index.is_some_and(|index| arrived.remove(index) == data)
+        });
     }
 
     fn count(&self) -> usize {
