@@ -6,11 +6,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
+use crate::download::Progress;
+use crate::hashes;
 use crate::process::{self, Guarded, TICK};
 use crate::say::{self, Step};
 use crate::sources::Mirror;
@@ -18,6 +20,9 @@ use crate::version;
 
 /// How old package lists may be before they are fetched anew.
 const LISTS_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// What the lists of a release take, with their unpacked form.
+const LISTS_BYTES: u64 = 80 << 20;
 
 const NEEDS_APT: &str = "the lab needs apt and dpkg; elsewhere than on Debian pass --guest-kernel FILE \
                          --guest-modules DIR and install qemu-system-x86_64 and a static busybox";
@@ -75,7 +80,7 @@ impl<'a> Apt<'a> {
         fs::write(apt.sources_file(), sources)?;
         fs::write(apt.root.join("status"), "")?;
         fs::write(apt.config_file(), apt.config())?;
-        let age = apt.lists_age();
+        let age = apt.lists_age()?;
         if age.is_none_or(|age| age > LISTS_MAX_AGE) {
             apt.update(release, age.is_some())?;
         }
@@ -94,9 +99,23 @@ impl<'a> Apt<'a> {
         self.root.join("updated")
     }
 
-    fn lists_age(&self) -> Option<Duration> {
-        let modified = fs::metadata(self.stamp_file()).ok()?.modified().ok()?;
-        Some(SystemTime::now().duration_since(modified).unwrap_or_default())
+    /// How old the lists are, if there are whole ones. The stamp holds their hashes.
+    fn lists_age(&self) -> Result<Option<Duration>> {
+        let Ok(modified) = fs::metadata(self.stamp_file()).and_then(|stamp| stamp.modified()) else {
+            return Ok(None);
+        };
+        if let Some(what) = hashes::damage(&self.lists(), &self.stamp_file())? {
+            say::line(&format!("package lists are damaged ({what}): they are fetched again"));
+            // What is left of them would be taken for up to date.
+            fs::remove_dir_all(self.lists())?;
+            fs::create_dir_all(self.lists().join("partial"))?;
+            return Ok(None);
+        }
+        Ok(Some(SystemTime::now().duration_since(modified).unwrap_or_default()))
+    }
+
+    fn lists(&self) -> PathBuf {
+        self.root.join("lists")
     }
 
     /// Read after the machine's own configuration, whose proxies and credentials stay, and whose hooks go: they
@@ -129,9 +148,9 @@ impl<'a> Apt<'a> {
              Acquire::AllowWeakRepositories \"false\";\n\
              Acquire::AllowDowngradeToInsecureRepositories \"false\";\n\
              Acquire::Languages \"none\";\n\
-             Acquire::Retries \"3\";\n\
-             Acquire::http::Timeout \"30\";\n\
-             Acquire::https::Timeout \"30\";\n\
+             Acquire::Retries \"1\";\n\
+             Acquire::http::Timeout \"20\";\n\
+             Acquire::https::Timeout \"20\";\n\
              Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
              Acquire::IndexTargets::deb::DEP-11-icons-small::DefaultEnabled \"false\";\n\
              Acquire::IndexTargets::deb::DEP-11-icons::DefaultEnabled \"false\";\n\
@@ -152,13 +171,13 @@ impl<'a> Apt<'a> {
 
     /// With `have_old`, lists of an earlier day serve where the mirror does not answer today.
     fn update(&self, release: &str, have_old: bool) -> Result<()> {
-        self.cache.need_space(200 << 20)?;
+        self.cache.need_space(LISTS_BYTES)?;
         let step = Step::begin(&format!("fetching the package lists of {release} from {}", self.mirror));
         let mut command = self.command("apt-get");
         command.arg("-o").arg("APT::Update::Error-Mode=any").arg("update");
-        match process::output(&mut command, NEEDS_APT) {
-            Ok(_) => {
-                fs::write(self.stamp_file(), "")?;
+        match self.watch(command, &self.lists(), None) {
+            Ok(()) => {
+                hashes::write(&self.lists(), &self.stamp_file())?;
                 step.done("package lists are fresh");
                 Ok(())
             }
@@ -217,7 +236,7 @@ impl<'a> Apt<'a> {
         command.arg("download").current_dir(into);
         command.args(packages.iter().map(|p| format!("{}={}", p.name, p.version)));
         let names: Vec<_> = packages.iter().map(|p| p.name.as_str()).collect();
-        self.fetch(command, into, &names.join(", "), Some(total))?;
+        self.fetch(command, into, &names.join(", "), total)?;
         debs_in(into)
     }
 
@@ -227,46 +246,72 @@ impl<'a> Apt<'a> {
         for old in debs_in(&archives)? {
             fs::remove_file(old)?;
         }
-        let mut command = self.command("apt-get");
-        command.args(["--download-only", "--yes", "--no-install-recommends", "-t", suite, "install", name]);
-        self.fetch(command, &archives, &format!("{name} and what it needs"), None)?;
+        let command = || {
+            let mut command = self.command("apt-get");
+            command.args([
+                "--download-only",
+                "--yes",
+                "--no-install-recommends",
+                "-t",
+                suite,
+                "install",
+                name,
+            ]);
+            command
+        };
+        let uris = process::output(command().arg("--print-uris"), NEEDS_APT)?.stdout;
+        let total = sizes_of_uris(&String::from_utf8_lossy(&uris));
+        self.fetch(command(), &archives, &format!("{name} and what it needs"), total)?;
         debs_in(&archives)
     }
 
-    /// Runs a download with a line of progress every few seconds.
-    fn fetch(&self, mut command: Command, into: &Path, what: &str, total: Option<u64>) -> Result<()> {
-        const EVERY: Duration = Duration::from_secs(5);
+    /// Runs a download of `total` bytes, if that is known.
+    fn fetch(&self, command: Command, into: &Path, what: &str, total: u64) -> Result<()> {
+        let step = Step::begin(&format!("downloading {what}, {}", say::size(total)));
+        if let Err(e) = self.watch(command, into, Some(total)) {
+            process::check_interrupt()?;
+            bail!(
+                "downloading {what} from {} failed: {e}; pass --mirror URL with a Debian mirror that this machine \
+                 reaches",
+                self.mirror
+            );
+        }
+        step.done(&format!("{} downloaded and verified", say::size(bytes_in(into))));
+        Ok(())
+    }
+
+    /// Runs apt, which fills a directory, with a line of progress every few seconds; a failure carries apt's reason.
+    fn watch(&self, mut command: Command, into: &Path, total: Option<u64>) -> Result<()> {
         process::check_interrupt()?;
-        let of = total.map_or(String::new(), |t| format!(" of {}", say::size(t)));
-        let step = Step::begin(&format!("downloading {what}{}", of.replace(" of", ",")));
         let log = self.root.join("download.log");
         let file = fs::File::create(&log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
         let mut child = Guarded::spawn(&mut command, NEEDS_APT)?;
-        let mut last = Instant::now();
+        let mut progress = Progress::begin(bytes_in(into), total);
         let status = loop {
             if let Some(status) = child.status()? {
                 break status;
             }
             process::check_interrupt()?;
             std::thread::sleep(TICK);
-            if last.elapsed() >= EVERY {
-                last = Instant::now();
-                eprintln!("    {}{of}", say::size(bytes_in(into)));
+            if let Some(line) = progress.line(bytes_in(into), &self.mirror) {
+                eprintln!("    {line}");
             }
         };
         if !status.success() {
             let text = fs::read_to_string(&log).unwrap_or_default();
-            bail!(
-                "downloading {what} from {} failed: {}; pass --mirror URL with a Debian mirror that this machine \
-                 reaches",
-                self.mirror,
-                process::first_error(&text)
-            );
+            bail!("{}", process::first_error(&text));
         }
-        step.done(&format!("{} downloaded and verified", say::size(bytes_in(into))));
         Ok(())
     }
+}
+
+/// The sizes of the packages that `apt-get --print-uris` lists, together: each line has address, name, size and hash.
+fn sizes_of_uris(text: &str) -> u64 {
+    text.lines()
+        .filter(|line| line.starts_with('\''))
+        .filter_map(|line| line.split(' ').nth(2)?.parse::<u64>().ok())
+        .sum()
 }
 
 /// The release whose package lists know `suite`: its backports and security updates build on it.
@@ -347,6 +392,14 @@ mod tests {
         assert_eq!(packages[0].version, "1:1.37.0-6+b9");
         assert_eq!(packages[0].size, 955_316);
         assert_eq!(packages[1].depends, "a (>= 1), c");
+    }
+
+    #[test]
+    fn the_sizes_of_a_download_are_summed() {
+        let text = "Reading package lists...\n\
+                    'http://m.example/a_1_amd64.deb' a_1_amd64.deb 1000 SHA256:00\n\
+                    'http://m.example/b_2_amd64.deb' b_2_amd64.deb 24 SHA256:00\n";
+        assert_eq!(sizes_of_uris(text), 1024);
     }
 
     #[test]

@@ -46,17 +46,28 @@ impl Cache {
 
     /// Refuses to start what needs `bytes` on a disk that has less.
     pub fn need_space(&self, bytes: u64) -> Result<()> {
-        let free = free_space(&self.root)?;
-        if free < bytes {
-            bail!(
-                "{} has {} free and {} are needed: free some room or name another directory with --cache DIR",
-                self.root.display(),
-                say::size(free),
-                say::size(bytes)
-            );
-        }
-        Ok(())
+        need_space(&self.root, bytes, "name another directory with --cache DIR")
     }
+
+    /// Whether nothing has been unpacked into it yet.
+    pub fn is_new(&self) -> bool {
+        !self.root.join("kernels").exists()
+    }
+}
+
+/// Refuses to start what needs `bytes` in `directory`, or where it will be, on a disk that has less.
+pub fn need_space(directory: &Path, bytes: u64, remedy: &str) -> Result<()> {
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(directory);
+    let free = free_space(existing)?;
+    if free < bytes {
+        bail!(
+            "{} has {} free and {} are needed: free some room or {remedy}",
+            directory.display(),
+            say::size(free),
+            say::size(bytes)
+        );
+    }
+    Ok(())
 }
 
 fn default_root() -> Result<PathBuf> {

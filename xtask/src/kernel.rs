@@ -47,7 +47,8 @@ impl Kernel {
             bail!("{} has no generic amd64 kernel{series}: name another suite with --suite", want.suite);
         };
         let version = parts.first().map(|p| p.file_version()).unwrap_or_default();
-        let need = 8 * parts.iter().map(|p| p.size).sum::<u64>();
+        // The packages, and what is left of them unpacked, which is less.
+        let need = 2 * parts.iter().map(|p| p.size).sum::<u64>();
         let tree = unpacked(cache, &format!("kernels/{release}_{version}"), need, |into| {
             apt.download(&parts, into)
         })?;

@@ -9,7 +9,9 @@ mod checks;
 mod console;
 mod cpio;
 mod demo;
+mod download;
 mod exits;
+mod hashes;
 mod images;
 mod initramfs;
 mod judge;
@@ -39,7 +41,7 @@ use anyhow::{Result, bail};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use crate::binaries::Binaries;
+use crate::binaries::{Binaries, Build};
 use crate::cache::Cache;
 use crate::demo::Device;
 use crate::kernel::{Kernel, Want};
@@ -108,6 +110,11 @@ enum Task {
     AccelConfig(LabOptions),
 }
 
+/// What a first run takes in the cache at its peak, in bytes: package lists, a kernel and its packages, busybox; and what
+/// QEMU adds where the machine has none that serves.
+const CACHE_BYTES: u64 = 260 << 20;
+const CACHE_BYTES_WITH_QEMU: u64 = CACHE_BYTES + (180 << 20);
+
 #[derive(Args, Clone)]
 struct LabOptions {
     /// The Debian suite whose newest generic kernel the guest is
@@ -142,8 +149,7 @@ struct LabOptions {
 impl LabOptions {
     /// Fails early for a kernel in which user SVA cannot work.
     fn prepare_with_sva(&self) -> Result<(Lab, Kernel)> {
-        let (supplies, kernel) = self.fetch(None, true)?;
-        Ok((self.lab(supplies)?, kernel))
+        self.prepare(None, true)
     }
 
     /// The guest's kernel, and all else that booting it needs from elsewhere. What can be refused without a download
@@ -158,6 +164,9 @@ impl LabOptions {
         };
         let in_level1 = self.level1.decide()?;
         let cache = Cache::open(self.cache.as_deref())?;
+        if cache.is_new() {
+            cache.need_space(if in_level1 { CACHE_BYTES_WITH_QEMU } else { CACHE_BYTES })?;
+        }
         let mirror = Mirror::choose(self.mirror.as_deref(), Path::new("/etc/apt"));
         let kernel = match given {
             Some(kernel) => kernel,
@@ -170,20 +179,22 @@ impl LabOptions {
     }
 
     /// The guest's kernel and a lab that can boot it.
-    fn prepare(&self, series: Option<(u32, u32)>) -> Result<(Lab, Kernel)> {
-        let (supplies, kernel) = self.fetch(series, false)?;
-        Ok((self.lab(supplies)?, kernel))
-    }
-
-    fn lab(&self, supplies: Supplies) -> Result<Lab> {
-        let binaries = match &self.binaries {
-            Some(directory) => Binaries::in_directory(directory)?,
-            None => Binaries::build()?,
+    fn prepare(&self, series: Option<(u32, u32)>, sva: bool) -> Result<(Lab, Kernel)> {
+        let build = match &self.binaries {
+            Some(_) => None,
+            // Downloads wait for others, and a build for nobody.
+            None => Some(Build::begin()?),
+        };
+        let (supplies, kernel) = self.fetch(series, sva)?;
+        let binaries = match (&self.binaries, build) {
+            (Some(directory), _) => Binaries::in_directory(directory)?,
+            (None, Some(build)) => build.finish()?,
+            (None, None) => bail!("there are no binaries"),
         };
         if self.exits && supplies.outer.is_none() {
             bail!("exits are counted in level 1: pass --level1 always too");
         }
-        Ok(Lab { supplies, binaries, exits: self.exits })
+        Ok((Lab { supplies, binaries, exits: self.exits }, kernel))
     }
 }
 
@@ -244,12 +255,12 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Boot { lab: options, series, append } => {
-            let (lab, kernel) = options.prepare(series)?;
+            let (lab, kernel) = options.prepare(series, false)?;
             matrix::disk(&lab, &kernel, "boot", &append, None, &mut report)?;
             report.conclude(options.json.as_deref())
         }
         Task::Matrix(options) => {
-            let (lab, kernel) = options.prepare(None)?;
+            let (lab, kernel) = options.prepare(None, false)?;
             let mut kernels = older_kernels(&lab.supplies)?;
             kernels.push(kernel);
             matrix::matrix(&lab, &kernels, true, &mut report)?;

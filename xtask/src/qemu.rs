@@ -28,6 +28,9 @@ pub struct Qemu {
     after: Vec<String>,
 }
 
+/// What it takes while it is unpacked: packages of 36 MiB and a tree of 150 MiB.
+const QEMU_BYTES: u64 = 200 << 20;
+
 impl Qemu {
     /// The machine's own where it is new enough, else a private one.
     pub fn find(cache: &Cache, mirror: Option<&Mirror>) -> Result<Self> {
@@ -42,7 +45,7 @@ impl Qemu {
         let apt = Apt::open(cache, mirror, SUITE)?;
         let name = format!("qemu/{}", apt.newest(SUITE, "qemu-system-x86")?.file_version());
         let tree =
-            unpacked(cache, &name, 600 << 20, |_| apt.download_with_dependencies("qemu-system-x86", SUITE))?;
+            unpacked(cache, &name, QEMU_BYTES, |_| apt.download_with_dependencies("qemu-system-x86", SUITE))?;
         let path = |name: &str| tree.join(name).display().to_string();
         let libraries = path("usr/lib/x86_64-linux-gnu");
         let qemu = Self {

@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
+use crate::hashes;
 use crate::process;
+use crate::say;
 
 /// Parts of kernel packages that no guest of the lab has a device for, and that are most of their size.
 const LEFT_OUT: [&str; 7] = [
@@ -22,8 +24,8 @@ const LEFT_OUT: [&str; 7] = [
     "*/usr/share/locale",
 ];
 
-/// The directory `name` of the cache; where it is missing, `download` puts packages into an empty directory and they
-/// are unpacked over each other.
+/// The directory `name` of the cache; where it is missing or damaged, `download` puts packages into an empty directory and
+/// they are unpacked over each other. `need` is what that takes at most, in bytes.
 pub fn unpacked(
     cache: &Cache,
     name: &str,
@@ -31,8 +33,11 @@ pub fn unpacked(
     download: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
 ) -> Result<PathBuf> {
     let complete = cache.path(name);
+    let list = cache.path(&format!("{name}.sha256"));
     if complete.exists() {
-        return Ok(complete);
+        let Some(what) = hashes::damage(&complete, &list)? else { return Ok(complete) };
+        say::line(&format!("{} is damaged ({what}): it is fetched again", complete.display()));
+        fs::remove_dir_all(&complete).with_context(|| complete.display().to_string())?;
     }
     cache.need_space(need)?;
     let parent = complete.parent().context("a directory inside the cache")?;
@@ -50,6 +55,8 @@ pub fn unpacked(
         unpack(deb, &tree)?;
         fs::remove_file(deb)?;
     }
+    // The hashes first: a tree without them would be taken for damaged, hashes without a tree are nothing.
+    hashes::write(&tree, &list)?;
     fs::rename(&tree, &complete).with_context(|| complete.display().to_string())?;
     Ok(complete)
 }
