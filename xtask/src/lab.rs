@@ -130,7 +130,8 @@ impl Lab {
         Ok(Outcome { repeated: LEVEL1_RETRIES, ..self.attempt(boot)? })
     }
 
-    fn attempt(&self, boot: &Boot) -> Result<Outcome> {
+    /// Boots a guest once.
+    pub fn attempt(&self, boot: &Boot) -> Result<Outcome> {
         let step = Step::begin(&format!("booting {} ({})", boot.kernel.release, boot.name));
         let directory = cache::run_directory(boot.name)?;
         let console_file = directory.join("guest.log");

@@ -11,6 +11,7 @@ mod cpio;
 mod demo;
 mod download;
 mod exits;
+mod hang;
 mod hashes;
 mod images;
 mod initramfs;
@@ -106,6 +107,8 @@ enum Task {
     },
     /// Boot the matrix of kernels and command lines
     Matrix(LabOptions),
+    /// Boot kernels that hang: the lab must tell
+    Hang(LabOptions),
     /// The operations of the accelerator, with its queues brought up by Debian's accel-config
     AccelConfig(LabOptions),
 }
@@ -238,6 +241,11 @@ fn run(task: Task) -> Result<()> {
             let (lab, kernel) = options.prepare_with_sva()?;
             let device = if emulated { Device::Emulated } else { Device::Assigned };
             demo::demo(&lab, &kernel, device, &only, trace.as_deref(), &mut report)?;
+            report.conclude(options.json.as_deref())
+        }
+        Task::Hang(options) => {
+            let (lab, kernel) = options.prepare(None, false)?;
+            hang::hang(&lab, &kernel, &mut report)?;
             report.conclude(options.json.as_deref())
         }
         Task::AccelConfig(options) => {
