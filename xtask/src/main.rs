@@ -38,7 +38,7 @@ mod watch;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
@@ -80,7 +80,8 @@ enum Task {
     Test {
         #[command(flatten)]
         lab: LabOptions,
-        /// Boot every kernel with every command line (no5lvl, iommu.strict=1, iommu=pt) too
+        /// Boot every kernel with every command line (no5lvl, iommu.strict=1, iommu=pt), and kernels that hang, too; the
+        /// results go to target/lab/matrix-COMMIT.json
         #[arg(long)]
         matrix: bool,
     },
@@ -181,6 +182,13 @@ impl LabOptions {
         Ok((Supplies::fetch(cache, mirror, in_level1, &kernel, &self.suite)?, kernel))
     }
 
+    /// Where the results of the matrix go.
+    fn results(&self) -> Result<PathBuf> {
+        let path = self.json.clone().map_or_else(matrix::results, Ok)?;
+        say::line(&format!("the results: {}", path.display()));
+        Ok(path)
+    }
+
     /// The guest's kernel and a lab that can boot it.
     fn prepare(&self, series: Option<(u32, u32)>, sva: bool) -> Result<(Lab, Kernel)> {
         let build = match &self.binaries {
@@ -272,7 +280,7 @@ fn run(task: Task) -> Result<()> {
             let mut kernels = older_kernels(&lab.supplies)?;
             kernels.push(kernel);
             matrix::matrix(&lab, &kernels, true, &mut report)?;
-            report.conclude(options.json.as_deref())
+            report.conclude(Some(&options.results()?))
         }
         Task::Test { lab: options, matrix: variants } => {
             if let Some(json) = &options.json {
@@ -291,7 +299,11 @@ fn run(task: Task) -> Result<()> {
                 kernels.push(kernel);
             }
             matrix::matrix(&lab, &kernels, variants, &mut report)?;
-            report.conclude(options.json.as_deref())
+            if !variants {
+                return report.conclude(options.json.as_deref());
+            }
+            hang::hang(&lab, kernels.last().context("there is a kernel")?, &mut report)?;
+            report.conclude(Some(&options.results()?))
         }
     }
 }

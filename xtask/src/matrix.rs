@@ -2,11 +2,18 @@
 
 //! Other kernels and command lines: each boots behind the unit, and reads and writes a disk through it.
 
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
 use anyhow::Result;
+
+use crate::cache;
 
 use crate::judge::{Expect, judge};
 use crate::kernel::{Kernel, Want};
 use crate::lab::{Boot, Lab};
+use crate::process;
 use crate::report::Report;
 
 /// Kernels that are booted beside the demo's own.
@@ -22,6 +29,23 @@ const VARIANTS: [Variant; 3] = [
     ("strict", "iommu.strict=1", Some("DMA")),
     ("pt", "iommu=pt", Some("identity")),
 ];
+
+/// Where the results of the matrix go unless the user says otherwise: a file that names the commit.
+pub fn results() -> Result<PathBuf> {
+    let git = |arguments: &[&str]| {
+        let mut command = Command::new("git");
+        process::output(
+            command.args(arguments).current_dir(cache::workspace()),
+            "install git, or pass --json FILE",
+        )
+    };
+    let commit =
+        String::from_utf8_lossy(&git(&["rev-parse", "--short=12", "HEAD"])?.stdout).trim().to_owned();
+    let changed = !git(&["status", "--porcelain", "--untracked-files=no"])?.stdout.is_empty();
+    let directory = cache::workspace().join("target/lab");
+    fs::create_dir_all(&directory)?;
+    Ok(directory.join(format!("matrix-{commit}{}.json", if changed { "-changed" } else { "" })))
+}
 
 /// Boots each of `kernels`; with `variants` also with each command line.
 pub fn matrix(lab: &Lab, kernels: &[Kernel], variants: bool, report: &mut Report) -> Result<()> {

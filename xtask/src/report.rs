@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -105,6 +106,8 @@ pub fn check_writable(path: &Path) -> Result<()> {
     fs::OpenOptions::new()
         .append(true)
         .create(true)
+        // Not waiting for the reader of a pipe.
+        .custom_flags(libc::O_NONBLOCK)
         .open(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
     if !existed {
