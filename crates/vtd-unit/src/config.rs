@@ -6,7 +6,23 @@ use std::str::FromStr;
 
 use vtd_spec::{Capabilities, Capability, ExtendedCapability};
 
-use crate::virtual_command::VirtualCommandEncoding;
+/// Where a unit has its virtual command registers, and how they are laid out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VirtualCommandEncoding {
+    /// That of specification 3.0 to 3.2: Linux 5.7 to 5.14.
+    Early,
+    /// That of specification 3.3 and later: Linux 5.15 to 6.3, and 5.10 with later fixes.
+    Final,
+}
+
+/// Sizes of a function's caches.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entries {
+    /// Of the IOTLB, and again of the device-TLB.
+    pub iotlb: usize,
+    /// Of each stage's paging-structure cache.
+    pub structures: usize,
+}
 
 /// What a unit can do. The defaults are those with which a current Linux brings shared virtual addressing up.
 ///

@@ -7,130 +7,15 @@ use std::sync::{Arc, RwLockReadGuard};
 
 use vm_memory::bitmap::MS;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
-use vtd_spec::{AddressRange, AtsResponse, FaultReason, Pasid, ResponseCode, SourceId};
+use vtd_spec::{AtsResponse, FaultReason, Pasid, SourceId};
 
-use crate::fault::{AddressType, Blocked, Fault, FaultType};
+use crate::core::Core;
 use crate::function::{Cache, Function, Miss, is_interrupt_range};
 use crate::memory::{compare_exchange_u64, slice};
 use crate::notify::Message;
+use crate::outcome::{AddressType, Blocked, Fault, is_recorded};
 use crate::pinned::Pinned;
-use crate::unit::Core;
-
-/// Who asks: what a request carries besides address, length and direction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Requester {
-    /// The PASID prefix of the request; `None` for a request without PASID.
-    pub pasid: Option<Pasid>,
-    /// Privileged Mode Requested; meaningful with a PASID only.
-    pub privileged: bool,
-}
-
-/// What an access does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Reads memory.
-    Read,
-    /// Writes memory.
-    Write,
-    /// An AtomicOp: needs both rights.
-    Atomic,
-}
-
-/// Why a DMA did not happen. The unit has recorded its fault, where one is due, before this is returned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum DmaError {
-    /// ATS is on and the translation request succeeded without the wanted right: a page request may cure it.
-    #[error("no translation for {address:#x} (write: {write})")]
-    PageFault {
-        /// The first address that could not be accessed, as the device named it.
-        address: u64,
-        /// The access wanted to write.
-        write: bool,
-    },
-    /// ATS is on and the translation request was answered Unsupported Request or Completer Abort.
-    #[error("translation request for {address:#x} refused")]
-    TranslationRefused {
-        /// The address of the request.
-        address: u64,
-        /// Completer Abort rather than Unsupported Request.
-        completer_abort: bool,
-    },
-    /// An untranslated or translated request was answered Unsupported Request: a fault of the unit, or no memory
-    /// behind the translated address. A posted write fails without the device seeing it on real hardware.
-    #[error("request for {address:#x} refused")]
-    Refused {
-        /// The first address that could not be accessed.
-        address: u64,
-    },
-}
-
-/// A page request message. \[PCIe 10.4.1; S 7.4\]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageRequest {
-    /// PASID and privilege of the request.
-    pub requester: Requester,
-    /// The page: bits 11:0 are ignored.
-    pub address: u64,
-    /// Read access requested. A request with neither right that is `last` is a stop marker.
-    pub read: bool,
-    /// Write access requested.
-    pub write: bool,
-    /// Last request of its group: the only one that is answered.
-    pub last: bool,
-    /// Page request group index, 9 bits.
-    pub group: u16,
-}
-
-impl PageRequest {
-    /// Whether this says that no more requests of a PASID follow, and asks for nothing. \[PCIe 10.4.1.2.1\]
-    pub(crate) const fn is_stop_marker(&self) -> bool {
-        self.last && !self.read && !self.write
-    }
-}
-
-/// A page group response message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageGroupResponse {
-    /// The PASID of the request, where it had one.
-    pub pasid: Option<Pasid>,
-    /// The group index of the request.
-    pub group: u16,
-    /// The answer.
-    pub code: ResponseCode,
-}
-
-/// A device-TLB invalidation as the function receives it. \[PCIe 10.3; S 6.5.2.5, 6.5.2.6\]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceTlbInvalidation {
-    /// The PASID whose translations go; `None` for those of requests without PASID.
-    pub pasid: Option<Pasid>,
-    /// Global Invalidate: all PASIDs.
-    pub global: bool,
-    /// The pages.
-    pub range: AddressRange,
-}
-
-/// What a function hears from its root complex. Called with no lock of the unit held.
-pub trait EndpointSink: Send + Sync {
-    /// A page group response arrived. May be called on the thread that sends the request, before
-    /// [`Endpoint::page_request`] returns.
-    fn page_group_response(&self, response: PageGroupResponse);
-
-    /// As [`Self::page_group_response`], where the unit answers a request that software will not see. The PASID is as the
-    /// function named it, which makes a difference where [`Endpoint::translate_pasids`] is in force.
-    fn automatic_page_group_response(&self, response: PageGroupResponse) {
-        self.page_group_response(response);
-    }
-
-    /// A device-TLB invalidation arrived. The endpoint's own translation cache has dropped the range and no access
-    /// that used it is in flight any more; a model that keeps translations of its own drops them before it
-    /// returns, which completes the invalidation. Must not wait for a processor of the guest.
-    fn device_tlb_invalidation(&self, _invalidation: DeviceTlbInvalidation) {}
-
-    /// A request was blocked because its PASID stands for none of the unit's tables, and nothing was recorded. Only
-    /// where [`Endpoint::translate_pasids`] is in force.
-    fn pasid_refused(&self, _requester: Requester, _address: u64, _access: Access) {}
-}
+use crate::request::{Access, DmaError, PageRequest, Requester};
 
 /// A function's port into the unit. Cheap to clone; each clone is the same function.
 ///
@@ -299,39 +184,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         for _ in 0..SHARED_TRIES {
             let cache = self.function.read();
             if !cache.needs_resolving(requester) {
-                return Ok(Pinned::new(self, cache, requester, Arc::clone(&self.core.notify)));
+                return Ok(Pinned::new(&self.core, self.function.source_id, cache, requester));
             }
             drop(cache);
             self.miss(Miss::Unresolved, requester, first, Access::Read)?;
         }
         Err(DmaError::Refused { address: first })
-    }
-
-    pub(crate) fn memory(&self) -> &M {
-        &self.core.memory
-    }
-
-    /// One translation under a pin; on failure the fault is recorded and the message that announces it returned.
-    pub(crate) fn translate_pinned(
-        &self,
-        cache: &Cache,
-        requester: Requester,
-        address: u64,
-        access: Access,
-    ) -> Result<u64, Option<Message>> {
-        cache.translate(&*self.core.memory, &self.core.capabilities, requester, address, access).map_err(
-            |miss| match miss {
-                Miss::Blocked(blocked, address_type)
-                    if !blocked.suppressed && is_recorded(blocked.reason, address_type) =>
-                {
-                    let pasid = cache.host_pasid(requester.pasid).unwrap_or(requester.pasid);
-                    let requester = Requester { pasid, ..requester };
-                    let fault = self.fault(blocked.reason, requester, address, access, address_type);
-                    self.core.registers().record_fault(&fault)
-                }
-                _ => None,
-            },
-        )
     }
 
     /// Translates page by page, with the function's caches, and calls `f` with the offset in the range, the output address
@@ -427,7 +285,14 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
             match host {
                 Some(pasid) => {
                     let requester = Requester { pasid, ..requester };
-                    let fault = self.fault(blocked.reason, requester, address, access, address_type);
+                    let fault = Fault::of_access(
+                        self.source_id(),
+                        blocked.reason,
+                        requester,
+                        address,
+                        access,
+                        address_type,
+                    );
                     self.core.record_fault(blocked, &fault);
                 }
                 None => self.function.sink.pasid_refused(requester, address, access),
@@ -455,25 +320,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         self.function.write().set_pasid_translation(device, host);
     }
 
-    fn fault(
-        &self,
-        reason: FaultReason,
-        requester: Requester,
-        address: u64,
-        access: Access,
-        address_type: AddressType,
-    ) -> Fault {
-        let kind = match access {
-            // A translation request is a read. [S 4.1.2]
-            _ if address_type == AddressType::Translation => FaultType::Read,
-            Access::Read => FaultType::Read,
-            Access::Write => FaultType::Write,
-            Access::Atomic => FaultType::AtomicOp,
-        };
-        let Requester { pasid, privileged } = requester;
-        Fault { reason, source_id: self.source_id(), pasid, privileged, address, kind, address_type }
-    }
-
     /// Sends a page request. Its group's response comes to the sink.
     pub fn page_request(&self, request: PageRequest) {
         self.core.page_request(&self.function, request);
@@ -487,7 +333,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
     /// Records a fault that whoever really translates for this function has reported, with the ids of this unit's
     /// software. What the tables' FPD bits say was the reporter's to honour.
     pub fn report_fault(&self, reason: FaultReason, requester: Requester, address: u64, access: Access) {
-        let fault = self.fault(reason, requester, address, access, AddressType::Untranslated);
+        let fault =
+            Fault::of_access(self.source_id(), reason, requester, address, access, AddressType::Untranslated);
         self.core.record_fault(Blocked::new(reason, false), &fault);
     }
 
@@ -496,10 +343,4 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
     pub fn unsolicited_invalidation_completion(&self) {
         self.core.invalidation_completion_error(self.source_id());
     }
-}
-
-/// Whether a blocked request leaves a record: of translation requests, what a page request may cure does not.
-/// \[S 7.1.2\]
-fn is_recorded(reason: FaultReason, address_type: AddressType) -> bool {
-    address_type != AddressType::Translation || reason.is_recorded_for_translation_request()
 }

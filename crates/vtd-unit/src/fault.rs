@@ -2,127 +2,39 @@
 
 //! Faults: how a blocked request becomes a record and an event. \[S 7.2, 7.3\]
 
-pub(crate) use vtd_spec::FaultRequestType as FaultType;
-use vtd_spec::registers::offset;
-use vtd_spec::{FaultReason, FaultRecord, FaultStatus, Pasid, SourceId};
+use vtd_spec::SourceId;
 
+use crate::core::Core;
 use crate::notify::Message;
-use crate::registers::{Event, Registers};
+use crate::outcome::{Blocked, Fault};
 
-/// A request that was blocked, before anyone decides what becomes of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Blocked {
-    pub reason: FaultReason,
-    /// Fault Processing Disable was set in an entry on the way: a qualified fault leaves no record.
-    pub suppressed: bool,
-}
-
-impl Blocked {
-    pub(crate) const fn new(reason: FaultReason, fpd: bool) -> Self {
-        Self { reason, suppressed: fpd && reason.is_qualified() }
-    }
-}
-
-/// Address type of the faulting request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AddressType {
-    Untranslated = 0,
-    Translation = 1,
-    Translated = 2,
-}
-
-/// All that a fault record holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub reason: FaultReason,
-    pub source_id: SourceId,
-    /// Only of a request that carried one.
-    pub pasid: Option<Pasid>,
-    pub privileged: bool,
-    /// The address as the device gave it; for interrupt requests the index in bits 63:48.
-    pub address: u64,
-    pub kind: FaultType,
-    pub address_type: AddressType,
-}
-
-impl Registers {
-    /// Records a fault and raises the fault event where it is the first. \[S 7.2.1\]
-    #[must_use]
-    pub(crate) fn record_fault(&mut self, fault: &Fault) -> Option<Message> {
-        let status = self.fault_status();
-        if status.pfo() {
-            return None;
+impl<M> Core<M> {
+    /// Records a fault, unless an FPD on its way says otherwise.
+    pub(crate) fn record_fault(&self, blocked: Blocked, fault: &Fault) {
+        if blocked.suppressed {
+            return;
         }
-        let (base, count) = self.fault_records;
-        // One unread record per function is enough to find a broken one, and leaves room for the others.
-        let same_source = |index: u16| {
-            let record = base + u64::from(index) * 16;
-            self.get32(record + 12) >> 31 != 0
-                && self.get32(record + 8) & 0xffff == u32::from(fault.source_id.0)
+        let message = self.registers().record_fault(fault);
+        self.send(message);
+    }
+
+    pub(crate) fn send(&self, messages: impl IntoIterator<Item = Message>) {
+        for message in messages {
+            self.notify.message(message);
+        }
+    }
+
+    /// An invalidation completion that answers nothing arrived. \[S 6.5.2.10\]
+    pub(crate) fn invalidation_completion_error(&self, source_id: SourceId) {
+        let message = {
+            let mut registers = self.registers();
+            let status = registers.fault_status();
+            if !status.ice() {
+                let record = registers.queue_error().with_icesid(source_id.0);
+                registers.set_queue_error(record);
+            }
+            registers.raise_fault_condition(|status| status.with_ice(true))
         };
-        if (0..count).any(same_source) {
-            return None;
-        }
-        let index = self.fault_index % count;
-        let record = base + u64::from(index) * 16;
-        if self.get32(record + 12) >> 31 != 0 {
-            self.set32(offset::FSTS, status.with_pfo(true).into_bits());
-            return None;
-        }
-        // Bits above the widest input address are zero; interrupt faults have their index there.
-        let width = u32::from(self.capabilities.cap.mgaw()) + 1;
-        let unused = if fault.reason.is_interrupt() { 0 } else { u64::MAX.checked_shl(width).unwrap_or(0) };
-        let entry = FaultRecord::new()
-            .with_fi(fault.address & !unused)
-            .with_sid(fault.source_id)
-            .with_request_type(fault.kind)
-            .with_privileged(fault.pasid.is_some() && fault.privileged)
-            .with_pp(fault.pasid.is_some())
-            .with_fr(fault.reason.code())
-            .with_pv(fault.pasid.unwrap_or_default())
-            .with_at(fault.address_type as u8)
-            .with_f(true);
-        for (at, qword) in [record, record + 8].into_iter().zip(entry.to_qwords()) {
-            self.set64(at, qword);
-        }
-        self.fault_index = (index + 1) % count;
-        let first = !status.ppf();
-        let quiet = self.no_condition();
-        let mut status = status.with_ppf(true);
-        if first {
-            status = status.with_fri(index as u8);
-        }
-        self.set32(offset::FSTS, status.into_bits());
-        if first && quiet { self.raise(Event::Fault) } else { None }
-    }
-
-    /// Sets conditions of FSTS that raise the fault event (IQE, ICE, ITE). \[S 7.3\]
-    #[must_use]
-    pub(crate) fn raise_fault_condition(
-        &mut self,
-        set: impl FnOnce(FaultStatus) -> FaultStatus,
-    ) -> Option<Message> {
-        let quiet = self.no_condition();
-        self.set32(offset::FSTS, set(self.fault_status()).into_bits());
-        if quiet { self.raise(Event::Fault) } else { None }
-    }
-
-    pub(crate) fn fault_status(&self) -> FaultStatus {
-        FaultStatus::from_bits(self.get32(offset::FSTS))
-    }
-
-    fn no_condition(&self) -> bool {
-        !self.fault_status().event_pending()
-    }
-
-    /// After software cleared something: PPF follows the records, and with the last condition gone the event is no
-    /// longer pending.
-    pub(crate) fn settle_fault_event(&mut self) {
-        let (base, count) = self.fault_records;
-        let pending = (0..u64::from(count)).any(|record| self.get32(base + record * 16 + 12) >> 31 != 0);
-        self.set32(offset::FSTS, self.fault_status().with_ppf(pending).into_bits());
-        if self.no_condition() {
-            self.set_pending(Event::Fault, false);
-        }
+        self.send(message);
     }
 }

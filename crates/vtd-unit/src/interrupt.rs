@@ -13,22 +13,11 @@ use vtd_spec::{
     RemappableRequest, SourceId,
 };
 
-use crate::fault::{AddressType, Blocked, Fault, FaultType};
+use crate::core::Core;
 use crate::function::Function;
 use crate::memory::load_qwords;
 use crate::notify::Message;
-use crate::unit::Core;
-
-/// The state that decides what becomes of an interrupt request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct InterruptRemapping {
-    /// GSTS.IRES.
-    pub enabled: bool,
-    /// GSTS.CFIS: requests in compatibility format pass.
-    pub compatibility: bool,
-    /// IRTA, as latched.
-    pub table: InterruptRemapTableAddress,
-}
+use crate::outcome::{AddressType, Blocked, Fault, FaultType};
 
 impl<M: GuestMemoryBackend> Core<M> {
     /// Takes an interrupt request of a function: delivers it, remapped or not, or records why it is blocked.

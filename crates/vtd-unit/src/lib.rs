@@ -19,40 +19,43 @@
 //! The invalidation queue is no lock but a claim (`Registers::queue_running`): its holder calls out freely.
 #![forbid(unsafe_code)]
 
+mod address_space;
+mod cache;
 mod config;
-mod context;
+mod core;
 mod endpoint;
+mod endpoint_sink;
 mod fault;
-mod first_stage;
 mod function;
+mod global_command;
 mod interrupt;
-mod legacy;
 mod memory;
 mod notify;
 mod observer;
+mod outcome;
 mod page_request;
-mod pasid;
-mod pasid_translation;
+mod pasid_allocator;
 mod pinned;
 mod queue;
 mod registers;
-mod second_stage;
-mod sequence;
+mod remapping;
+mod request;
+mod rights;
 mod statistics;
-mod tlb;
+mod tables;
 mod unit;
+mod unit_state;
 mod virtual_command;
-mod walk;
 
-pub use config::{ConfigError, UnitConfig};
-pub use endpoint::{
-    Access, DeviceTlbInvalidation, DmaError, Endpoint, EndpointSink, PageGroupResponse, PageRequest,
-    Requester,
-};
+pub use config::{ConfigError, UnitConfig, VirtualCommandEncoding};
+pub use endpoint::Endpoint;
+pub use endpoint_sink::EndpointSink;
 pub use notify::{Message, Notify};
-pub use observer::{Binding, FirstStageTable, LookUp, Observer, RequestsWithoutPasid, Translation};
+pub use observer::Observer;
+pub use pasid_allocator::PasidAllocator;
 pub use pinned::Pinned;
+pub use remapping::{Binding, FirstStageTable, LookUp, RequestsWithoutPasid, Translation};
+pub use request::{Access, DeviceTlbInvalidation, DmaError, PageGroupResponse, PageRequest, Requester};
 pub use statistics::Statistics;
 pub use unit::Unit;
-pub use virtual_command::{PasidAllocator, VirtualCommandEncoding};
 pub use vtd_spec::{AddressRange, DomainId, FaultReason, Pasid, ResponseCode, SourceId};

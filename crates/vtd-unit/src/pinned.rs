@@ -12,10 +12,13 @@ use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions, VolatileSlice,
 };
+use vtd_spec::SourceId;
 
-use crate::endpoint::{Access, Endpoint, Requester};
-use crate::function::Cache;
+use crate::core::Core;
+use crate::function::{Cache, Miss};
 use crate::notify::{Message, Notify};
+use crate::outcome::{Fault, is_recorded};
+use crate::request::{Access, Requester};
 
 /// Sends the messages that came up while the caches were locked, once they no longer are.
 struct Deferred {
@@ -31,7 +34,7 @@ impl Drop for Deferred {
     }
 }
 
-/// Memory as one requester of a function sees it; made by [`Endpoint::pin`].
+/// Memory as one requester of a function sees it; made by [`Endpoint::pin`](crate::Endpoint::pin).
 ///
 /// Every invalidation that concerns the function waits for its end: keep it short, and never wait for anything while
 /// it lives. An access that the unit blocks is recorded as a fault and reported as
@@ -40,26 +43,41 @@ pub struct Pinned<'a, M> {
     // Dropped in this order: unlock, then send.
     cache: RwLockReadGuard<'a, Cache>,
     deferred: Deferred,
-    endpoint: &'a Endpoint<M>,
+    core: &'a Core<M>,
+    source_id: SourceId,
     requester: Requester,
 }
 
 impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Pinned<'a, M> {
     pub(crate) fn new(
-        endpoint: &'a Endpoint<M>,
+        core: &'a Core<M>,
+        source_id: SourceId,
         cache: RwLockReadGuard<'a, Cache>,
         requester: Requester,
-        notify: Arc<dyn Notify>,
     ) -> Self {
-        let deferred = Deferred { notify, messages: RefCell::default() };
-        Self { cache, deferred, endpoint, requester }
+        let deferred = Deferred { notify: Arc::clone(&core.notify), messages: RefCell::default() };
+        Self { cache, deferred, core, source_id, requester }
     }
 
     fn translate(&self, address: u64, access: Access) -> Result<u64> {
-        self.endpoint.translate_pinned(&self.cache, self.requester, address, access).map_err(|message| {
-            self.deferred.messages.borrow_mut().extend(message);
+        let Core { memory, capabilities, .. } = self.core;
+        self.cache.translate(&**memory, capabilities, self.requester, address, access).map_err(|miss| {
+            self.deferred.messages.borrow_mut().extend(self.record(miss, address, access));
             Error::InvalidGuestAddress(GuestAddress(address))
         })
+    }
+
+    /// Records the fault of a request that is blocked; gives the message that announces it.
+    fn record(&self, miss: Miss, address: u64, access: Access) -> Option<Message> {
+        let Miss::Blocked(blocked, address_type) = miss else { return None };
+        if blocked.suppressed || !is_recorded(blocked.reason, address_type) {
+            return None;
+        }
+        let pasid = self.cache.host_pasid(self.requester.pasid).unwrap_or(self.requester.pasid);
+        let requester = Requester { pasid, ..self.requester };
+        let fault =
+            Fault::of_access(self.source_id, blocked.reason, requester, address, access, address_type);
+        self.core.registers().record_fault(&fault)
     }
 }
 
@@ -137,7 +155,7 @@ impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Slices<'a, M> {
             Some(found) => found?,
             None => self.pinned.translate(self.address, self.access)?,
         };
-        let memory = self.pinned.endpoint.memory();
+        let memory = &*self.pinned.core.memory;
         // Regions that touch in the address space need not touch in ours.
         let region = memory.find_region(GuestAddress(first));
         let region = region.ok_or(Error::InvalidGuestAddress(GuestAddress(self.address)))?;

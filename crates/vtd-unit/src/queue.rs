@@ -2,7 +2,7 @@
 
 //! The invalidation queue: fetches descriptors and carries them out in order. \[S 6.5.2\]
 //!
-//! One worker at a time holds the queue ([`Registers::queue_running`]). The processor that rings the doorbell
+//! One worker at a time holds the queue (`Registers::queue_running`). The processor that rings the doorbell
 //! works off a bounded number of descriptors; what is left goes on in a thread of its own, so that no queue, however
 //! long and however hostile, holds a virtual processor. Execution is serial, which satisfies every ordering rule: when
 //! a wait descriptor is reached, each invalidation before it has drained the accesses it concerns.
@@ -13,34 +13,16 @@ use vm_memory::GuestMemoryBackend;
 use vtd_spec::descriptors::{
     ContextGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity, Wait,
 };
-use vtd_spec::registers::offset;
-use vtd_spec::{
-    Descriptor, DescriptorWidth, InvalidationQueueTail, QueueError, QueueErrorRecord, SourceId,
-    TranslationTableMode, check_queue_mode,
-};
+use vtd_spec::{Descriptor, DescriptorWidth, QueueError, SourceId, TranslationTableMode};
 
-use crate::endpoint::{DeviceTlbInvalidation, PageGroupResponse};
+use crate::core::Core;
 use crate::function::Function;
 use crate::memory::{load_u64, store_u32};
-use crate::notify::Message;
-use crate::registers::invalidation::Command;
-use crate::registers::{Event, Registers};
-use crate::unit::Core;
+use crate::registers::{Next, TimeOut};
+use crate::request::{DeviceTlbInvalidation, PageGroupResponse};
 
 /// Descriptors that the processor which rings the doorbell works off itself.
 const DOORBELL_BUDGET: usize = 128;
-
-/// What a worker finds when it looks for the next descriptor.
-enum Next {
-    /// Nothing more to do; the queue is released. With the message that the last time-out is due.
-    Idle(Option<Message>),
-    /// A command of an invalidation register.
-    Register(Command),
-    /// A descriptor in the queue as it was enabled the `epoch`-th time.
-    Fetch { address: u64, width: DescriptorWidth, mode: TranslationTableMode, epoch: u64, following: u64 },
-    /// The registers of the queue, as it was enabled the `epoch`-th time, are wrong.
-    Error { error: QueueError, epoch: u64 },
-}
 
 /// Who works off the queue.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -58,13 +40,6 @@ fn concerns_many(descriptor: &Descriptor) -> bool {
         Descriptor::PasidCache(pasids) => pasids.granularity != PasidCacheGranularity::Pasid,
         _ => false,
     }
-}
-
-/// An invalidation time-out that the next wait descriptor will report, unless the queue is disabled before.
-#[derive(Clone, Copy)]
-struct TimeOut {
-    epoch: u64,
-    source_id: SourceId,
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
@@ -290,80 +265,5 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             registers.raise_fault_condition(|status| status.with_iqe(true))
         };
         self.send(message);
-    }
-}
-
-impl Registers {
-    /// The next descriptor; releases the queue where there is none.
-    fn next_descriptor(&mut self, time_out: &mut Option<TimeOut>) -> Next {
-        if let Some(command) = self.pending_register_invalidation() {
-            return Next::Register(command);
-        }
-        if !self.status().qies() || !self.queue_has_work() {
-            return self.release_queue(time_out);
-        }
-        let queue = self.queue_address();
-        let mode = self.root_table.ttm();
-        let width = queue.width();
-        let checked = check_queue_mode(mode, width, &self.capabilities)
-            .and_then(|()| InvalidationQueueTail::from_bits(self.get64(offset::IQT)).check(queue));
-        if let Err(error) = checked {
-            return Next::Error { error, epoch: self.queue_epoch };
-        }
-        // Where software has changed IQA under a running queue, the head is moved to a descriptor of the queue that now
-        // is; else it might never meet the tail.
-        let head = (self.get64(offset::IQH) & !(width.bytes() as u64 - 1)) % queue.size();
-        if head == self.get64(offset::IQT) {
-            self.set64(offset::IQH, head);
-            return self.release_queue(time_out);
-        }
-        let following = (head + width.bytes() as u64) % queue.size();
-        let address = queue.iqa().wrapping_add(head);
-        Next::Fetch { address, width, mode, epoch: self.queue_epoch, following }
-    }
-
-    fn release_queue(&mut self, time_out: &mut Option<TimeOut>) -> Next {
-        self.queue_running = false;
-        // No wait followed: the time-out is seen all the same.
-        Next::Idle(time_out.take().and_then(|time_out| self.invalidation_time_out(&time_out)))
-    }
-
-    /// A function has not answered a device-TLB invalidation. \[S 6.5.2.11\]
-    #[must_use]
-    fn invalidation_time_out(&mut self, time_out: &TimeOut) -> Option<Message> {
-        if time_out.epoch != self.queue_epoch {
-            return None;
-        }
-        if !self.fault_status().ite() {
-            let record = self.queue_error().with_itesid(time_out.source_id.0);
-            self.set_queue_error(record);
-        }
-        self.raise_fault_condition(|status| status.with_ite(true))
-    }
-
-    /// The descriptor at the head is valid: moves past it, unless the queue was disabled meanwhile.
-    fn advance(&mut self, epoch: u64, following: u64) -> bool {
-        let same = self.queue_epoch == epoch;
-        if same {
-            self.set64(offset::IQH, following);
-        }
-        same
-    }
-
-    /// Invalidation wait complete with IF set. \[S 6.5.2.9\]
-    fn complete_invalidation(&mut self) -> Option<Message> {
-        if self.get32(offset::ICS) & 1 != 0 {
-            return None;
-        }
-        self.set32(offset::ICS, 1);
-        self.raise(Event::InvalidationCompletion)
-    }
-
-    pub(crate) fn queue_error(&self) -> QueueErrorRecord {
-        QueueErrorRecord::from_bits(self.get64(offset::IQERCD))
-    }
-
-    pub(crate) fn set_queue_error(&mut self, record: QueueErrorRecord) {
-        self.set64(offset::IQERCD, record.into_bits());
     }
 }

@@ -4,10 +4,12 @@
 
 use vtd_spec::{AddressRange, DomainId, Pasid, TranslationTableMode};
 
-use super::{Bound, Cache, Key, Remapping, Structures};
-use crate::endpoint::Requester;
-use crate::pasid::Stage;
-use crate::tlb::Tlb;
+use super::key::Key;
+use super::state::{Bound, Cache, Structures};
+use crate::address_space::Stage;
+use crate::cache::Tlb;
+use crate::request::Requester;
+use crate::unit_state::Remapping;
 
 /// Address spaces that one invalidation looks at, and pages in all of them together. Their product is the guest's to
 /// choose, and the processor that rings waits for it. Beyond, more is forgotten than was asked for: that costs but once.
@@ -32,11 +34,6 @@ impl Cache {
     pub(crate) fn invalidate_context(&mut self) {
         self.context = None;
         self.forget_spaces();
-    }
-
-    pub(super) fn forget_spaces(&mut self) {
-        self.spaces.clear();
-        self.domains.clear();
     }
 
     /// PASID-cache invalidation, global.

@@ -9,9 +9,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Key;
-use crate::endpoint::Access;
-use crate::sequence::Sequence;
+use super::key::Key;
+use crate::cache::Sequence;
+use crate::request::Access;
 
 /// Pages that are kept; a power of two. With their neighbours in the first-level cache of a processor.
 const ENTRIES: usize = 512;

@@ -7,13 +7,14 @@ use std::collections::HashSet;
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{Capabilities, FaultReason, Pasid, SourceId, TranslationTableMode};
 
-use super::{Bound, Cache, Domain, Key, MAX_SPACES, Miss, Remapping, RequestKind};
-use crate::context::{Context, read_context};
-use crate::endpoint::Requester;
-use crate::fault::{AddressType, Blocked};
-use crate::legacy::read_legacy_context;
-use crate::pasid::{Stage, read_pasid_entry};
-use crate::pasid_translation::PasidTranslation;
+use super::key::Key;
+use super::pasid_translation::PasidTranslation;
+use super::state::{Bound, Cache, Domain, MAX_SPACES, Miss, RequestKind};
+use crate::address_space::Stage;
+use crate::outcome::{AddressType, Blocked};
+use crate::request::Requester;
+use crate::tables::{Context, read_context, read_legacy_context, read_pasid_entry};
+use crate::unit_state::Remapping;
 
 impl Cache {
     /// Whether a page request of this function and PASID may be queued.
@@ -124,19 +125,6 @@ impl Cache {
             self.device_spaces.entry(Key::device(requester)).or_insert_with(|| device_tlb.space());
         }
         Ok(())
-    }
-
-    /// The PASID of the unit's tables that a PASID of the device stands for; `None` where it stands for none.
-    pub(crate) fn host_pasid(&self, device: Option<Pasid>) -> Option<Option<Pasid>> {
-        match (&self.translation, device) {
-            (Some(translation), Some(pasid)) => translation.host(pasid).map(Some),
-            _ => Some(device),
-        }
-    }
-
-    /// The reverse of [`Self::host_pasid`].
-    pub(super) fn device_pasid(&self, host: Pasid) -> Option<Pasid> {
-        self.translation.as_ref().map_or(Some(host), |translation| translation.device(host))
     }
 
     /// From now on the device's PASIDs stand for others: at first for none.

@@ -5,14 +5,15 @@
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{Capabilities, FaultReason};
 
-use super::{Bound, Cache, Key, Miss};
-use crate::endpoint::{Access, Requester};
-use crate::fault::{AddressType, Blocked};
-use crate::legacy::legacy_reason;
+use super::key::Key;
+use super::state::{Bound, Cache, Miss};
+use crate::address_space::{Stage, legacy_reason};
+use crate::cache::{PageSize, Translation};
 use crate::memory::{Nearby, slice};
-use crate::pasid::Stage;
-use crate::tlb::{PageSize, Translation};
-use crate::walk::{Cached, Purpose, Walker, rights};
+use crate::outcome::{AddressType, Blocked};
+use crate::request::{Access, Requester};
+use crate::rights;
+use crate::tables::{Cached, Purpose, Walker};
 
 impl Cache {
     /// Where an access to one byte (and the rest of its page of 4 KiB) goes.

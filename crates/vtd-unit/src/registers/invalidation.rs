@@ -11,7 +11,7 @@ use vtd_spec::{
     ContextCommand, Descriptor, DomainId, InvalidateAddress, IotlbInvalidate, SourceId, TranslationTableMode,
 };
 
-use super::Registers;
+use super::page::Registers;
 
 /// The registers whose writes invalidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,11 +6,10 @@ use vm_memory::GuestMemoryBackend;
 use vtd_spec::tables::LegacyTranslationType;
 use vtd_spec::{Capabilities, FaultReason, LegacyContextEntry, Pasid, RootEntry, SourceId};
 
-use crate::context::Context;
-use crate::fault::Blocked;
+use super::context::Context;
+use crate::address_space::{AddressSpace, SecondStage, Stage};
 use crate::memory::load_qwords;
-use crate::pasid::{AddressSpace, Stage};
-use crate::second_stage::SecondStage;
+use crate::outcome::Blocked;
 
 /// Reads the root and the context entry of a function. \[Order of checks as reference D.2\]
 pub(crate) fn read_legacy_context<M: GuestMemoryBackend + ?Sized>(
@@ -62,24 +61,4 @@ pub(crate) fn read_legacy_context<M: GuestMemoryBackend + ?Sized>(
         rid_priv: false,
         legacy: Some(AddressSpace { pasid, domain, fpd, sre: false, legacy: true, stage }),
     })
-}
-
-/// What a reason of scalable mode is called in legacy mode. \[S table 30\]
-pub(crate) const fn legacy_reason(reason: FaultReason, write: bool) -> FaultReason {
-    use FaultReason as R;
-    match reason {
-        R::Sss1 => R::Lss1,
-        R::Sss3 => R::Lss2,
-        R::Sss4 => R::Lct4_3,
-        R::Sgn4_1 => R::Lgn1_2,
-        R::Sgn4_2 => R::Lgn1_3,
-        R::Sgn5 => R::Lgn1_1,
-        R::Sgn8_1 | R::Sgn8_2 | R::Sgn8_3 => R::Lgn4,
-        // An entry that grants nothing is one without the right that was wanted.
-        R::Sss2 if write => R::Lgn2,
-        R::Sss2 => R::Lgn3,
-        R::Sgn6 => R::Lgn2,
-        R::Sgn7 => R::Lgn3,
-        other => other,
-    }
 }

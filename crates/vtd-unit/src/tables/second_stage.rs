@@ -3,35 +3,17 @@
 //! The second-stage walk: EPT-like tables of 3, 4 and 5 levels. \[S 3.7, 9.8\]
 
 use vm_memory::GuestMemoryBackend;
-use vtd_spec::{AddressWidth, Capabilities, FaultReason, SecondStageEntry};
+use vtd_spec::{FaultReason, SecondStageEntry};
 
-use crate::tlb::{PageSize, Translation};
-use crate::walk::{UpdateFaults, Walker, rights};
-
-/// A second-stage table, as its PASID entry describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SecondStage {
-    /// Address of the top table.
-    pub table: u64,
-    /// Width of the input address.
-    pub width: AddressWidth,
-    /// Accessed and dirty bits are kept.
-    pub ade: bool,
-    /// Walks are coherent: those bits can be set.
-    pub snooped: bool,
-}
+use super::walk::{UpdateFaults, Walker};
+use crate::address_space::SecondStage;
+use crate::cache::{PageSize, Translation};
+use crate::rights;
 
 /// A right that marks what is cached for 2 MiB or 1 GiB as the table of the level below rather than a page.
 const IS_TABLE: u64 = 1 << 11;
 
 const UPDATE: UpdateFaults = UpdateFaults { not_snooped: FaultReason::Sss5, failed: FaultReason::Sss6 };
-
-impl SecondStage {
-    /// The largest input address. \[S 3.7\]
-    pub(crate) fn max_input(&self, capabilities: &Capabilities) -> u64 {
-        capabilities.max_second_stage_input(self.width)
-    }
-}
 
 impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
     /// Translates through the second stage. Sets accessed bits, and the dirty bit of the leaf where `write` is asked

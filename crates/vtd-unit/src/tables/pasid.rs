@@ -3,82 +3,12 @@
 //! From a PASID to its entry in the function's PASID table. \[S 3.4.3, 9.5, 9.6\]
 
 use vm_memory::GuestMemoryBackend;
-use vtd_spec::{
-    Capabilities, DomainId, FaultReason, FirstStagePagingMode, Pasid, PasidDirectoryEntry, PasidEntry,
-};
+use vtd_spec::{Capabilities, FaultReason, FirstStagePagingMode, Pasid, PasidDirectoryEntry, PasidEntry};
 
-use crate::context::Context;
-use crate::fault::Blocked;
-use crate::first_stage::FirstStage;
-use crate::legacy::legacy_reason;
+use super::context::Context;
+use crate::address_space::{AddressSpace, FirstStage, SecondStage, Stage};
 use crate::memory::{load_qwords, load_u64};
-use crate::second_stage::SecondStage;
-use crate::walk::rights;
-
-/// What a PASID entry says how to translate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// PGTT 001.
-    First(FirstStage),
-    /// PGTT 010.
-    Second(SecondStage),
-    /// PGTT 011: the first stage's tables and pages are translated by the second.
-    Nested(FirstStage, SecondStage),
-    /// PGTT 100.
-    PassThrough,
-}
-
-/// A valid PASID entry, read once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct AddressSpace {
-    /// The PASID it stands under in its table.
-    pub pasid: Pasid,
-    /// The tag of its cached translations.
-    pub domain: DomainId,
-    /// FPD met on the way to the entry.
-    pub fpd: bool,
-    /// Privileged requests are allowed.
-    pub sre: bool,
-    /// It is a context entry's of legacy mode, whose faults have names of their own.
-    pub legacy: bool,
-    /// The translation itself.
-    pub stage: Stage,
-}
-
-impl AddressSpace {
-    /// A request for this space is blocked.
-    pub(crate) fn blocked(&self, reason: FaultReason, write: bool) -> Blocked {
-        let reason = if self.legacy { legacy_reason(reason, write) } else { reason };
-        Blocked::new(reason, self.fpd)
-    }
-}
-
-impl Stage {
-    /// Whether the rights that a walk has found allow an access (with the dirty bits or without).
-    pub(crate) fn permits(
-        &self,
-        found: u64,
-        read: bool,
-        write: bool,
-        privileged: bool,
-    ) -> Result<(), FaultReason> {
-        if let Self::First(first) | Self::Nested(first, _) = self {
-            first.permits(found, write, privileged)?;
-        }
-        Self::second_permits(found, read, write)
-    }
-
-    /// The same of the second stage alone.
-    pub(crate) fn second_permits(found: u64, read: bool, write: bool) -> Result<(), FaultReason> {
-        if write && found & rights::SECOND_WRITE == 0 {
-            return Err(FaultReason::Sgn6);
-        }
-        if read && found & rights::READ == 0 {
-            return Err(FaultReason::Sgn7);
-        }
-        Ok(())
-    }
-}
+use crate::outcome::Blocked;
 
 /// Reads the directory entry and the entry of `pasid`, which the caller has checked against the context's limit.
 pub(crate) fn read_pasid_entry<M: GuestMemoryBackend + ?Sized>(

@@ -3,38 +3,22 @@
 //! The register page: what software reads and writes, by the attribute of each bit. What a write sets off beyond
 //! its own bits is returned as [`Effects`] and carried out by the unit, with no lock of the page held.
 
-pub(crate) mod invalidation;
+mod fault;
+mod invalidation;
+mod page;
+mod page_request;
+mod queue;
+mod virtual_command;
 
+pub(crate) use page::{PAGE_BYTES, Registers};
+pub(crate) use queue::{Next, TimeOut};
 use vtd_spec::registers::offset;
-use vtd_spec::{
-    Capabilities, EventControl, FaultStatus, GlobalStatus, InvalidationQueueAddress, RootTableAddress,
-};
+use vtd_spec::{Capabilities, FaultStatus, RootTableAddress};
 
-use crate::interrupt::InterruptRemapping;
+use crate::config::VirtualCommandEncoding;
 use crate::notify::Message;
-use crate::virtual_command::VirtualCommandEncoding;
-
-/// Size of the register page in bytes.
-pub(crate) const PAGE_BYTES: u64 = 4096;
-const DWORDS: usize = PAGE_BYTES as usize / 4;
-
-/// A message source of the unit: its control register; data and address registers follow it. \[S 11.4.8\]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    Fault,
-    InvalidationCompletion,
-    PageRequest,
-}
-
-impl Event {
-    const fn control(self) -> u64 {
-        match self {
-            Self::Fault => offset::FECTL,
-            Self::InvalidationCompletion => offset::IECTL,
-            Self::PageRequest => offset::PECTL,
-        }
-    }
-}
+use crate::unit_state::InterruptRemapping;
+use page::{DWORDS, Event, index};
 
 /// What a register write asks the unit to do once the page is unlocked.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -47,35 +31,6 @@ pub(crate) struct Effects {
     pub run_queue: bool,
     /// A virtual command to carry out.
     pub virtual_command: Option<u64>,
-}
-
-/// The register page.
-#[derive(Debug)]
-pub(crate) struct Registers {
-    values: Box<[u32; DWORDS]>,
-    /// Bits that software sets and clears.
-    writable: Box<[u32; DWORDS]>,
-    /// Bits that software clears by writing 1.
-    clearable: Box<[u32; DWORDS]>,
-    /// Bits that read as 0 whatever was written.
-    write_only: Box<[u32; DWORDS]>,
-    pub(crate) capabilities: Capabilities,
-    /// First fault recording register and how many there are.
-    pub(crate) fault_records: (u64, u16),
-    /// Where the next fault is recorded.
-    pub(crate) fault_index: u16,
-    /// RTADDR as the last Set Root Table Pointer latched it.
-    pub(crate) root_table: RootTableAddress,
-    /// TE as last commanded; GSTS.TES follows once every function knows.
-    pub(crate) enable_remapping: bool,
-    /// Interrupt remapping as last commanded.
-    pub(crate) interrupts: InterruptRemapping,
-    /// The virtual command interface, where there is one.
-    pub(crate) virtual_command: Option<VirtualCommandEncoding>,
-    /// Someone is processing the invalidation queue.
-    pub(crate) queue_running: bool,
-    /// Counts enablings of the queue, so that its worker notices one.
-    pub(crate) queue_epoch: u64,
 }
 
 impl Registers {
@@ -137,33 +92,6 @@ impl Registers {
         }
     }
 
-    fn event(&mut self, event: Event) {
-        let control = event.control();
-        self.writable32(control, 1 << 31);
-        self.writable32(control + 4, 0xffff);
-        self.writable32(control + 8, !3);
-        // Software that never enables EIM writes the upper half all the same. [Linux dmar.c:dmar_msi_write]
-        self.writable32(control + 12, !0);
-    }
-
-    fn writable32(&mut self, offset: u64, mask: u32) {
-        self.writable[index(offset)] |= mask;
-    }
-
-    pub(crate) fn writable64(&mut self, offset: u64, mask: u64) {
-        self.writable32(offset, mask as u32);
-        self.writable32(offset + 4, (mask >> 32) as u32);
-    }
-
-    pub(crate) fn write_only64(&mut self, offset: u64, mask: u64) {
-        self.write_only[index(offset)] |= mask as u32;
-        self.write_only[index(offset + 4)] |= (mask >> 32) as u32;
-    }
-
-    fn clearable32(&mut self, offset: u64, mask: u32) {
-        self.clearable[index(offset)] |= mask;
-    }
-
     /// Puts every register at its reset value; sticky ones only where power was lost too. \[S 11.2\]
     pub(crate) fn reset(&mut self, power_up: bool) {
         let sticky: Vec<(usize, u32)> = if power_up {
@@ -194,42 +122,6 @@ impl Registers {
         self.enable_remapping = false;
         self.interrupts = InterruptRemapping::default();
         self.queue_epoch += 1;
-    }
-
-    pub(crate) fn get32(&self, offset: u64) -> u32 {
-        self.values[index(offset)]
-    }
-
-    pub(crate) fn set32(&mut self, offset: u64, value: u32) {
-        self.values[index(offset)] = value;
-    }
-
-    pub(crate) fn get64(&self, offset: u64) -> u64 {
-        u64::from(self.get32(offset)) | u64::from(self.get32(offset + 4)) << 32
-    }
-
-    pub(crate) fn set64(&mut self, offset: u64, value: u64) {
-        self.set32(offset, value as u32);
-        self.set32(offset + 4, (value >> 32) as u32);
-    }
-
-    /// Global Status.
-    pub(crate) fn status(&self) -> GlobalStatus {
-        GlobalStatus::from_bits(self.get32(offset::GSTS))
-    }
-
-    /// Replaces Global Status.
-    pub(crate) fn set_status(&mut self, status: GlobalStatus) {
-        self.set32(offset::GSTS, status.into_bits());
-    }
-
-    /// Reads `data.len()` bytes at `offset`; bytes outside the page read 0.
-    pub(crate) fn read(&self, offset: u64, data: &mut [u8]) {
-        data.fill(0);
-        for (byte, at) in data.iter_mut().zip(offset..PAGE_BYTES) {
-            let readable = self.values[index(at)] & !self.write_only[index(at)];
-            *byte = (readable >> (8 * (at % 4))) as u8;
-        }
     }
 
     /// Writes an aligned doubleword or quadword; accesses of other sizes and alignments, which the specification
@@ -301,51 +193,4 @@ impl Registers {
         self.queue_running |= claimed;
         claimed
     }
-
-    /// Head and tail differ, and no error stops the queue. \[S 6.5.2\]
-    pub(crate) fn queue_has_work(&self) -> bool {
-        let status = FaultStatus::from_bits(self.get32(offset::FSTS));
-        self.get64(offset::IQH) != self.get64(offset::IQT) && !status.iqe() && !status.ite()
-    }
-
-    /// The invalidation queue's address register.
-    pub(crate) fn queue_address(&self) -> InvalidationQueueAddress {
-        InvalidationQueueAddress::from_bits(self.get64(offset::IQA))
-    }
-
-    /// Raises an interrupt condition: a message to send now, or nothing while the event is masked. \[S 7.3\]
-    #[must_use]
-    pub(crate) fn raise(&mut self, event: Event) -> Option<Message> {
-        if EventControl::from_bits(self.get32(event.control())).im() {
-            self.set_pending(event, true);
-            return None;
-        }
-        self.set_pending(event, false);
-        Some(self.message(event))
-    }
-
-    /// IM went from 1 to 0 with a message pending: it is due now.
-    fn unmasked(&mut self, event: Event, old: u32) -> Option<Message> {
-        let now = EventControl::from_bits(self.get32(event.control()));
-        let due = EventControl::from_bits(old).im() && !now.im() && now.ip();
-        due.then(|| {
-            self.set_pending(event, false);
-            self.message(event)
-        })
-    }
-
-    fn message(&self, event: Event) -> Message {
-        let control = event.control();
-        Message { data: self.get32(control + 4), address: self.get64(control + 8) }
-    }
-
-    pub(crate) fn set_pending(&mut self, event: Event, pending: bool) {
-        let control = EventControl::from_bits(self.get32(event.control())).with_ip(pending);
-        self.set32(event.control(), control.into_bits());
-    }
-}
-
-/// Index of the doubleword that holds the byte at `offset`, which is inside the page.
-fn index(offset: u64) -> usize {
-    (offset as usize % PAGE_BYTES as usize) / 4
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use vtd_spec::AddressRange;
 
-use crate::sequence::Sequence;
+use super::sequence::Sequence;
 
 /// Size of a cached page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

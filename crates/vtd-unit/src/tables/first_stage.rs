@@ -6,25 +6,10 @@
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{FaultReason, FirstStageEntry};
 
-use crate::pasid::Stage;
-use crate::second_stage::SecondStage;
-use crate::tlb::{PageSize, Translation};
-use crate::walk::{Purpose, UpdateFaults, Walker, rights};
-
-/// A first-stage table, as its PASID entry describes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FirstStage {
-    /// Address of the top table: a guest physical one if nested.
-    pub table: u64,
-    /// 4 or 5.
-    pub levels: u8,
-    /// Supervisor writes honour R/W.
-    pub wpe: bool,
-    /// The extended-accessed bit is kept too.
-    pub eafe: bool,
-    /// Walks are coherent: accessed and dirty bits can be set.
-    pub snooped: bool,
-}
+use super::walk::{Purpose, UpdateFaults, Walker};
+use crate::address_space::{FirstStage, SecondStage, Stage};
+use crate::cache::{PageSize, Translation};
+use crate::rights;
 
 /// A table as a walk has reached it: its host address, and whether a second stage lets entries in it be updated.
 #[derive(Clone, Copy)]
@@ -34,25 +19,6 @@ struct Table {
 }
 
 const UPDATE: UpdateFaults = UpdateFaults { not_snooped: FaultReason::Sfs9, failed: FaultReason::Sfs10 };
-
-impl FirstStage {
-    /// Bits 63 down to the top bit of the input must be equal. \[S 3.6: SGN.1\]
-    pub(crate) fn canonical(&self, address: u64) -> bool {
-        let unused = 64 - (12 + 9 * u32::from(self.levels));
-        ((address << unused) as i64 >> unused) as u64 == address
-    }
-
-    /// Whether rights that a walk has found allow an access at all (with the dirty bit or without).
-    pub(crate) fn permits(&self, found: u64, write: bool, privileged: bool) -> Result<(), FaultReason> {
-        if !privileged && found & rights::USER == 0 {
-            return Err(FaultReason::Sgn2);
-        }
-        if write && found & rights::WRITE == 0 && (!privileged || self.wpe) {
-            return Err(FaultReason::Sgn6);
-        }
-        Ok(())
-    }
-}
 
 impl<M: GuestMemoryBackend + ?Sized> Walker<'_, M> {
     /// Translates a canonical `address` through the first stage and, with `second`, through the second. Sets the

@@ -5,9 +5,9 @@
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{Capabilities, FaultReason, Pasid, ScalableContextEntry, ScalableRootEntry, SourceId};
 
-use crate::fault::Blocked;
+use crate::address_space::AddressSpace;
 use crate::memory::load_qwords;
-use crate::pasid::AddressSpace;
+use crate::outcome::Blocked;
 
 /// A valid context entry, read once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
