@@ -13,8 +13,8 @@ use vm_superio::Trigger;
 use vm_superio::serial::{NoEvents, Serial};
 
 use crate::bus::BusDevice;
-use crate::machine::{Outcome, Stop};
 use crate::output_file::PatientFile;
+use crate::stop::{Outcome, Stop};
 
 /// Ports of the 16550.
 pub const PORTS: u64 = 8;

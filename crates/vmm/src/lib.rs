@@ -46,6 +46,7 @@ pub mod pci_bus;
 pub mod power;
 pub mod remapping;
 pub mod signals;
+pub mod stop;
 pub mod terminal;
 pub mod trace;
 pub mod vcpu;

@@ -6,8 +6,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -30,6 +29,7 @@ use crate::output_file::OutputFile;
 use crate::pci_bus::{BarWindow, CONFIG_PORTS, ConfigPorts, Ecam};
 use crate::power::{self, KeyboardReset, Power, ResetControl};
 use crate::remapping::{self, IoApicPort, RegisterPage};
+use crate::stop::{Outcome, Stop};
 use crate::terminal::{self, RawMode};
 use crate::vcpu::{self, Surroundings};
 use crate::virtio::{Disk, DiskError, DiskOptions};
@@ -37,62 +37,6 @@ use crate::{acpi, boot, cpuid, layout, signals};
 
 /// Most processors: their APIC ids fit 8 bits, 255 is broadcast.
 pub const MAX_PROCESSORS: u8 = 254;
-
-/// How a machine ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest powered itself off.
-    PowerOff,
-    /// The guest reset itself: a reboot, or a panic with `panic=-1`.
-    Reset,
-    /// The user ended it with the escape sequence.
-    Quit,
-    /// A signal ended it.
-    Signal(i32),
-    /// It could not go on; one line for the user.
-    Failed(String),
-}
-
-/// The request to stop, and how it came about. The first request counts.
-#[derive(Default)]
-pub struct Stop {
-    requested: AtomicBool,
-    outcome: Mutex<Option<Outcome>>,
-    changed: Condvar,
-}
-
-impl Stop {
-    /// Asks the machine to stop because of `outcome`.
-    pub fn request(&self, outcome: Outcome) {
-        let mut current = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.is_none() {
-            *current = Some(outcome);
-            self.requested.store(true, Ordering::Release);
-            self.changed.notify_all();
-        }
-    }
-
-    /// Whether somebody asked.
-    pub fn requested(&self) -> bool {
-        self.requested.load(Ordering::Acquire)
-    }
-
-    /// Why, if somebody asked.
-    pub fn outcome(&self) -> Option<Outcome> {
-        self.outcome.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Waits until somebody asks.
-    pub fn wait(&self) -> Outcome {
-        let mut current = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            match &*current {
-                Some(outcome) => return outcome.clone(),
-                None => current = self.changed.wait(current).unwrap_or_else(PoisonError::into_inner),
-            }
-        }
-    }
-}
 
 /// What machine to build.
 #[derive(Clone, Debug)]
@@ -364,19 +308,4 @@ fn create_processors(
         vcpus.push(vcpu);
     }
     Ok(vcpus)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_first_reason_to_stop_counts() {
-        let stop = Stop::default();
-        assert!(!stop.requested());
-        stop.request(Outcome::PowerOff);
-        stop.request(Outcome::Failed("later".into()));
-        assert!(stop.requested());
-        assert_eq!(stop.wait(), Outcome::PowerOff);
-    }
 }

@@ -17,7 +17,8 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use vmm::boot::Payload;
 use vmm::cli::{self, Cli, Command, RunArgs};
-use vmm::machine::{Config, Machine, Outcome, Stop};
+use vmm::machine::{Config, Machine};
+use vmm::stop::{Outcome, Stop};
 use vmm::trace::{Recording, Summary, Trace};
 use vmm::{check, signals};
 

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use crate::signals;
+use crate::stop;
 
 /// How long one look at a pipe that is full waits.
 const PAUSE: Duration = Duration::from_millis(2);
@@ -112,7 +112,7 @@ impl Write for PatientFile {
         loop {
             match self.0.write(data) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    pauses += u32::from(signals::end_requested());
+                    pauses += u32::from(stop::end_requested());
                     if pauses > LAST_PAUSES {
                         return Err(io::Error::new(
                             io::ErrorKind::TimedOut,

@@ -81,7 +81,7 @@ mod tests {
     use pci::HostBridge;
 
     use super::*;
-    use crate::machine::{Outcome, Stop};
+    use crate::stop::{Outcome, Stop};
 
     fn root() -> Arc<RootComplex> {
         let mut root = RootComplex::new();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::bus::BusDevice;
-use crate::machine::{Outcome, Stop};
+use crate::stop::{Outcome, Stop};
 
 /// Ports of the block, from [`POWER_PORT`](crate::layout::POWER_PORT) on.
 pub const BLOCK_SIZE: u64 = 12;

@@ -5,13 +5,12 @@
 use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use crate::machine::{Outcome, Stop};
+use crate::stop::{Outcome, Stop, request_end};
 use crate::{output_file, terminal};
 
 const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
@@ -19,13 +18,6 @@ const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, lib
 /// After so many sleeps a process that a signal has asked to end is ended.
 const LAST_SLEEPS: u32 = 500;
 const LAST_SLEEP: Duration = Duration::from_millis(10);
-
-static END_REQUESTED: AtomicBool = AtomicBool::new(false);
-
-/// Whether a signal has asked for the end: then nobody who has stopped reading is waited for any more.
-pub fn end_requested() -> bool {
-    END_REQUESTED.load(Ordering::Relaxed)
-}
 
 /// The signal that makes KVM_RUN return.
 pub fn kick() -> libc::c_int {
@@ -75,7 +67,7 @@ pub fn install(stop: Arc<Stop>) -> io::Result<()> {
             if stop.requested() {
                 end_at_once(signal);
             }
-            END_REQUESTED.store(true, Ordering::Relaxed);
+            request_end();
             stop.request(Outcome::Signal(signal));
             // Whatever holds the others up, such as a pipe that nobody empties, does not hold this up.
             let last_resort = thread::Builder::new().name("last resort".into()).spawn(move || {

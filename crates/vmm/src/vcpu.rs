@@ -13,8 +13,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::bus::Bus;
 use crate::layout;
-use crate::machine::{Outcome, Stop};
 use crate::memory::Memory;
+use crate::stop::{Outcome, Stop};
 
 const CR0_PE: u64 = 1;
 const CR0_PG: u64 = 1 << 31;

@@ -15,9 +15,9 @@ use std::thread;
 use std::time::Duration;
 
 use patience::Patience;
-use vmm::machine::{Outcome, Stop};
 use vmm::output_file::PatientFile;
 use vmm::signals;
+use vmm::stop::{Outcome, Stop};
 use vmm::terminal::RawMode;
 
 /// What the program does when it is run again.

@@ -27,9 +27,9 @@ pub fn build(remapping: &Remapping) -> Result<Vec<u8>, DmarError> {
         .with_intr_remap(remapping.interrupt_remapping)
         .with_x2apic_opt_out(remapping.interrupt_remapping && remapping.x2apic_opt_out);
     let header = DmarHeader {
-        oem_id: super::OEM_ID,
-        oem_table_id: super::OEM_TABLE_ID,
-        oem_revision: super::OEM_REVISION,
+        oem_id: super::oem::OEM_ID,
+        oem_table_id: super::oem::OEM_TABLE_ID,
+        oem_revision: super::oem::OEM_REVISION,
         creator_id: *b"VSVA",
         creator_revision: 1,
         host_address_width: remapping.address_width.into(),

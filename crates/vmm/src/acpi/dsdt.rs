@@ -26,7 +26,8 @@ pub fn build(description: &Description) -> Sdt {
     board(description, &mut aml);
     serial(&mut aml);
 
-    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, super::OEM_ID, super::OEM_TABLE_ID, super::OEM_REVISION);
+    let mut dsdt =
+        Sdt::new(*b"DSDT", 36, 6, super::oem::OEM_ID, super::oem::OEM_TABLE_ID, super::oem::OEM_REVISION);
     dsdt.append_slice(&aml);
     dsdt
 }

@@ -18,7 +18,7 @@ fn port(offset: u16, bits: u8, access: AccessSize) -> GAS {
 
 /// The FADT of the machine, with its DSDT at `dsdt`.
 pub fn build(dsdt: u64) -> FADT {
-    let mut fadt = FADTBuilder::new(super::OEM_ID, super::OEM_TABLE_ID, super::OEM_REVISION)
+    let mut fadt = FADTBuilder::new(super::oem::OEM_ID, super::oem::OEM_TABLE_ID, super::oem::OEM_REVISION)
         .dsdt_64(dsdt)
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::HwReducedAcpi)

@@ -12,9 +12,9 @@ use crate::layout;
 /// flag for a pair of 8259s stays 0.
 pub fn build(processors: u8) -> MADT {
     let mut madt = MADT::new(
-        super::OEM_ID,
-        super::OEM_TABLE_ID,
-        super::OEM_REVISION,
+        super::oem::OEM_ID,
+        super::oem::OEM_TABLE_ID,
+        super::oem::OEM_REVISION,
         LocalInterruptController::Address(layout::LOCAL_APIC as u32),
     );
     for id in 0..processors {

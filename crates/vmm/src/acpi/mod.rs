@@ -6,14 +6,12 @@ mod dmar;
 mod dsdt;
 mod fadt;
 mod madt;
+mod oem;
 
 use acpi_tables::{Aml, mcfg::MCFG, rsdp::Rsdp, xsdt::XSDT};
 
 use crate::layout::{self, Window};
-
-const OEM_ID: [u8; 6] = *b"VSVA  ";
-const OEM_TABLE_ID: [u8; 8] = *b"VSVAVMM ";
-const OEM_REVISION: u32 = 1;
+use oem::{OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 
 /// What the tables describe.
 #[derive(Clone, Copy, Debug)]
