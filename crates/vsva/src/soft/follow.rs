@@ -5,8 +5,8 @@
 use vm_memory::{Bytes, GuestAddress};
 use vtd_spec::{FirstStageEntry, Pasid, PasidEntry};
 
-use super::SoftHost;
 use super::memory::Piece;
+use super::soft_host::SoftHost;
 use crate::host::DeviceId;
 
 /// One entry of the guest's table that a walk reads.

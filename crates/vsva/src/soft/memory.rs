@@ -13,7 +13,7 @@ use vm_memory::{
     MmapRegion, VolatileMemory,
 };
 
-use super::SoftHostError;
+use super::config::SoftHostError;
 
 /// Memory of a soft host: what its unit sees as physical.
 pub type HostMemory = GuestMemoryMmap<()>;
