@@ -22,7 +22,7 @@ const RESULT: u64 = 0x2080_0000_0000;
 /// Process n alone maps its secret at n times this distance behind the first.
 const SECRET: u64 = 0x2100_0000_0000;
 const DISTANCE: u64 = 0x4000_0000;
-const LENGTH: usize = 12 * PAGE;
+const LENGTH: usize = 6 * PAGE;
 const ROUNDS: u64 = 8;
 
 /// The check.

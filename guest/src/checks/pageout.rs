@@ -18,7 +18,7 @@ use crate::process::Findings;
 use crate::reference::filled;
 use crate::runner::Lab;
 
-const PAGES: usize = 32;
+const PAGES: usize = 16;
 
 /// Anonymous memory in swap, as source and as partly overwritten destination.
 pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {

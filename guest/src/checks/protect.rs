@@ -4,7 +4,7 @@
 
 use anyhow::{Result, ensure};
 
-use super::unmap::{LENGTH, linger, source_of};
+use super::unmap::{LENGTH, linger, slow_source, source_of};
 use super::{all_bytes, faulted, same, succeeded};
 use crate::completion::status;
 use crate::descriptor::{BLOCK_ON_FAULT, Descriptor};
@@ -30,7 +30,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     hot.bytes_mut().copy_from_slice(&contents);
     for round in 0..24 {
         target.protect(0..LENGTH, READ_WRITE)?;
-        let slow = Mapping::file(&file, LENGTH, true, false)?;
+        let slow = slow_source(&file)?;
         succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
         let (source, delay) = source_of(round, &queue, &slow, &hot, &target, &mut random)?;
         let pending = queue.start(Descriptor::copy(source.address(), target.address(), LENGTH));

@@ -21,7 +21,7 @@ pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
     let length = 2 * PAGE;
     let mut place = Mapping::reserved(length)?;
     let mut target = Mapping::touched(length)?;
-    let rounds = 250;
+    let rounds = 200;
     for round in 0..rounds {
         place.replace_with_fresh(0..length)?;
         pattern::fill(place.bytes_mut(), lab.seed + round);
@@ -48,7 +48,7 @@ pub fn files(lab: &Lab, _: &mut Findings) -> Result<String> {
     for _ in &values {
         files.push(memory_file(c"vsva-stale", &vec![0; length])?);
     }
-    let rounds = 200;
+    let rounds = 120;
     let mut bytes = vec![0; length];
     for round in 0..rounds {
         let current = round % files.len();
@@ -74,7 +74,7 @@ pub fn discarded(lab: &Lab, _: &mut Findings) -> Result<String> {
     let length = 2 * PAGE;
     let memory = Mapping::touched(length)?;
     let target = Mapping::touched(length)?;
-    let rounds = 50;
+    let rounds = 30;
     for round in 0..rounds {
         let value = pattern::mix(lab.seed + round) | 1;
         succeeded(&queue.run(Descriptor::fill(value, memory.address(), length))?, "write")?;
