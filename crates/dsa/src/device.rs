@@ -2,86 +2,21 @@
 
 //! The accelerator without its PCI side: registers, portals and engine threads over a [`Bus`].
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 
 use crate::bus::Bus;
-use crate::dma::Aborted;
+use crate::core::Device;
 use crate::engine::execute;
 use crate::operation::Scratch;
-use crate::page_request::PageRequests;
-use crate::portal::Portals;
-use crate::registers::{CMD, ENGINES, QUEUES};
+use crate::registers::CMD;
 use crate::state::{DeviceState, Effects, Job, State};
 
 #[cfg(test)]
 mod tests;
 
-/// The accelerator. Engine threads run between Enable Device and the next disable, reset or halt.
-pub(crate) struct Device<B> {
-    pub bus: B,
-    pub requests: Arc<PageRequests>,
-    state: Mutex<State>,
-    /// One for each engine: there may be work for it.
-    work: [Condvar; ENGINES],
-    /// A descriptor has gone, or abort flags were set.
-    settled: Condvar,
-    portals: Portals,
-    /// Says once that engines cannot be started: the guest can try again and again.
-    no_thread: Once,
-    me: Weak<Self>,
-}
-
 impl<B: Bus> Device<B> {
-    /// A device after power-on. `requests` gets the responses to page requests that `bus` sends.
-    pub fn new(bus: B, requests: Arc<PageRequests>) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
-            bus,
-            requests,
-            state: Mutex::new(State::new()),
-            work: Default::default(),
-            settled: Condvar::new(),
-            portals: Portals::new(),
-            no_thread: Once::new(),
-            me: Weak::clone(me),
-        })
-    }
-
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the state, then does what follows from that.
-    pub fn update<T>(&self, change: impl FnOnce(&mut State, &mut Effects) -> T) -> T {
-        let mut effects = Effects::default();
-        let result = change(&mut self.lock(), &mut effects);
-        self.apply(&effects);
-        result
-    }
-
-    fn apply(&self, effects: &Effects) {
-        if effects.aborts {
-            self.requests.wake();
-        }
-        if effects.aborts || effects.retired {
-            self.settled.notify_all();
-        }
-        for (engine, work) in self.work.iter().enumerate() {
-            if effects.wake >> engine & 1 == 1 {
-                work.notify_all();
-            }
-        }
-        for queue in 0..QUEUES {
-            if effects.clear_portals >> queue & 1 == 1 {
-                self.portals.clear(queue);
-            }
-        }
-        for vector in effects.vectors() {
-            self.bus.interrupt(vector);
-        }
-    }
-
     /// Reads registers at `offset` of BAR 0. Registers that do not exist read 0.
     pub fn read_registers(&self, offset: u64, data: &mut [u8]) {
         let state = self.lock();
@@ -170,18 +105,6 @@ impl<B: Bus> Device<B> {
             state.engines.each_mut().map(|engine| engine.thread.take())
         });
         threads.into_iter().flatten().for_each(join);
-    }
-
-    /// Waits until the queue's descriptors before `job` are gone: the Drain operation. \[D 8.3.3\]
-    pub fn wait_for_earlier(&self, job: &Job) -> Result<(), Aborted> {
-        let mut state = self.lock();
-        while !job.abort.load(Ordering::Acquire) {
-            if !state.runs_earlier(job.queue, job.sequence) {
-                return Ok(());
-            }
-            state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        Err(Aborted)
     }
 
     /// Starts the threads of the engines that belong to a group; `false` if one cannot be started.

@@ -7,8 +7,8 @@ use std::sync::atomic::{Ordering, fence};
 use vtd_unit::Pasid;
 
 use crate::bus::Bus;
+use crate::core::Device;
 use crate::descriptor::{DESCRIPTOR_SIZE, Descriptor, Limits, Operation, Rejection, decode, flag};
-use crate::device::Device;
 use crate::dma::{Aborted, Dma, Fault, FaultKind, OnFault};
 use crate::operation::{Scratch, Task};
 use crate::software_error::{Origin, SoftwareError};

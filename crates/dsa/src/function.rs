@@ -14,7 +14,7 @@ use vtd_unit::{
 };
 
 use crate::bus::{Bus, PciState};
-use crate::device::Device;
+use crate::core::Device;
 use crate::page_request::PageRequests;
 use crate::portal::BAR2_SIZE;
 use crate::registers::{BAR0_SIZE, MSIX_PENDING, MSIX_TABLE, VECTORS};

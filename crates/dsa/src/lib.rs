@@ -8,6 +8,7 @@
 
 mod bus;
 mod command;
+mod core;
 mod crc;
 mod descriptor;
 mod device;

@@ -4,6 +4,7 @@
 //! [`crate::bus::Bus::pci`]. What has to be called is collected in [`Effects`] and done after the lock is released.
 
 mod access;
+mod command;
 mod dispatch;
 
 use std::sync::Arc;

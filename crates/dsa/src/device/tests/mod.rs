@@ -8,6 +8,7 @@ mod descriptors;
 mod page_requests;
 mod registers;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
