@@ -5,15 +5,18 @@
 use anyhow::Result;
 
 use crate::binaries::cargo;
+use crate::floors;
 use crate::process;
 use crate::say;
 
 const RUST: &str = "install Rust with rustfmt and clippy (rustup component add rustfmt clippy)";
 
-/// Formatting, clippy and the documentation, all without a warning.
+/// Formatting, the crates' floors, clippy and the documentation, all without a warning.
 pub fn check() -> Result<()> {
     say::line("cargo fmt");
     process::run(cargo().args(["fmt", "--all", "--check"]), RUST)?;
+    say::line("floors: which file uses which");
+    floors::check()?;
     say::line("cargo clippy");
     process::run(cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]), RUST)?;
     say::line("cargo doc");

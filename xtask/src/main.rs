@@ -11,6 +11,7 @@ mod cpio;
 mod demo;
 mod download;
 mod exits;
+mod floors;
 mod hang;
 mod hashes;
 mod images;
