@@ -119,15 +119,11 @@ fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
 impl Child {
     /// Waits for the child's message and its end; a child is killed when nothing gets on any more.
     pub fn join(&mut self) -> Result<(Findings, String)> {
-        self.join_with(Patience::of_its_watcher(), |_| {})
+        self.join_with(Patience::of_its_watcher(), || {})
     }
 
     /// The same with another patience; `each_sleep` is called after each sleep of [`STEP`].
-    pub fn join_with(
-        &mut self,
-        patience: Patience,
-        each_sleep: impl FnMut(&Self),
-    ) -> Result<(Findings, String)> {
+    pub fn join_with(&mut self, patience: Patience, each_sleep: impl FnMut()) -> Result<(Findings, String)> {
         let answered = self.receive(patience, each_sleep);
         let status = self.kill_and_reap(!matches!(answered, Ok(true)));
         match answered {
@@ -152,7 +148,7 @@ impl Child {
     }
 
     /// Waits for a message. False if the child died before it sent one.
-    fn receive(&mut self, mut patience: Patience, mut each_sleep: impl FnMut(&Self)) -> Result<bool> {
+    fn receive(&mut self, mut patience: Patience, mut each_sleep: impl FnMut()) -> Result<bool> {
         let mut ended = false;
         loop {
             let mut poll = libc::pollfd { fd: self.pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 };
@@ -178,7 +174,7 @@ impl Child {
                 // What it wrote just before it ended, after the poll above, is still to be read.
                 ended = self.ended();
                 if !ended {
-                    each_sleep(self);
+                    each_sleep();
                     patience.slept(STEP, progress::steps(), "an answer")?;
                 }
             }
@@ -295,7 +291,7 @@ mod tests {
     #[test]
     fn errors_panics_signals_and_hangs_are_told_apart() {
         let failure_with = |patience, work: fn() -> Result<String>| {
-            let outcome = spawn(true, |_| work()).unwrap().join_with(patience, |_| {});
+            let outcome = spawn(true, |_| work()).unwrap().join_with(patience, || {});
             format!("{:#}", outcome.err().unwrap())
         };
         let failure = |work| failure_with(Patience::of_its_watcher(), work);

@@ -163,7 +163,7 @@ pub fn run_isolated(lab: &Lab, check: &Check) -> Result<(Findings, String)> {
 /// Runs `work` in a child, with a sign of life every few seconds: whoever listens on the console knows no other.
 pub fn watched(name: &str, work: impl FnOnce(&mut Findings) -> Result<String>) -> Result<(Findings, String)> {
     let mut sleeps = 0u32;
-    spawn(true, work)?.join_with(Patience::of_its_watcher(), |_| {
+    spawn(true, work)?.join_with(Patience::of_its_watcher(), || {
         sleeps += 1;
         if sleeps.is_multiple_of(SLEEPS_A_SIGN) {
             report::alive(name, progress::steps());

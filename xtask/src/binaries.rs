@@ -100,6 +100,24 @@ impl Build {
     }
 }
 
+/// Programs that are there, or will be.
+pub enum Coming {
+    /// The user's own.
+    Given(Binaries),
+    /// Those of a build.
+    Built(Build),
+}
+
+impl Coming {
+    /// Waits for them.
+    pub fn finish(self) -> Result<Binaries> {
+        match self {
+            Self::Given(binaries) => Ok(binaries),
+            Self::Built(build) => build.finish(),
+        }
+    }
+}
+
 /// The last `34/120` of cargo's progress bar.
 fn progress(log: &str) -> Option<(u32, u32)> {
     let bar = log.rsplit("Building [").next().filter(|_| log.contains("Building ["))?;

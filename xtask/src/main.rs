@@ -43,7 +43,7 @@ use anyhow::{Context, Result, bail};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
-use crate::binaries::{Binaries, Build};
+use crate::binaries::{Binaries, Build, Coming};
 use crate::cache::Cache;
 use crate::demo::Device;
 use crate::kernel::{Kernel, Want};
@@ -192,17 +192,13 @@ impl LabOptions {
 
     /// The guest's kernel and a lab that can boot it.
     fn prepare(&self, series: Option<(u32, u32)>, sva: bool) -> Result<(Lab, Kernel)> {
-        let build = match &self.binaries {
-            Some(_) => None,
-            // Downloads wait for others, and a build for nobody.
-            None => Some(Build::begin()?),
+        // Downloads wait for others, and a build for nobody.
+        let binaries = match &self.binaries {
+            Some(directory) => Coming::Given(Binaries::in_directory(directory)?),
+            None => Coming::Built(Build::begin()?),
         };
         let (supplies, kernel) = self.fetch(series, sva)?;
-        let binaries = match (&self.binaries, build) {
-            (Some(directory), _) => Binaries::in_directory(directory)?,
-            (None, Some(build)) => build.finish()?,
-            (None, None) => bail!("there are no binaries"),
-        };
+        let binaries = binaries.finish()?;
         if self.exits && supplies.outer.is_none() {
             bail!("exits are counted in level 1: pass --level1 always too");
         }

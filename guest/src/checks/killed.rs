@@ -50,7 +50,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         ensure!(victim.kill(), "the killed process is stuck in the kernel");
         if let Err(error) = ready {
             // It did not get so far: its own words say why.
-            victim.join_with(Patience::none(), |_| {})?;
+            victim.join_with(Patience::none(), || {})?;
             return Err(error);
         }
         unfinished += u32::from(meeting.counter(1).load(std::sync::atomic::Ordering::SeqCst) != 1);
