@@ -76,7 +76,7 @@ pub fn fuzz() -> Result<()> {
         let mut command = cargo();
         // libFuzzer's instrumentation is a flag that only nightly compilers take without being told.
         command.env("RUSTC_BOOTSTRAP", "1").args(["fuzz", "run", target, "--sanitizer", "none", "--"]);
-        command.args([&format!("-runs={runs}"), "-max_len=4096", "-len_control=0", "-timeout=30"]);
+        command.args([&format!("-runs={runs}"), "-max_len=4096", "-len_control=0"]);
         process::run(&mut command, REMEDY)?;
     }
     Ok(())
