@@ -14,7 +14,7 @@ const NEEDS_COREUTILS: &str = "install coreutils and findutils";
 
 /// Writes the hashes of all files in `directory` to `list`.
 pub fn write(directory: &Path, list: &Path) -> Result<()> {
-    const HASH_ALL: &str = r"find . \( -type f -o -type l -xtype f \) -print0 | xargs -0 -r sha256sum --";
+    const HASH_ALL: &str = r"find . \( -type f -o -type l -xtype f \) -print0 | xargs -0 -r b2sum --";
     let out =
         File::create(list).with_context(|| format!("cannot write {}: is the disk full?", list.display()))?;
     let mut command = Command::new("sh");
@@ -30,9 +30,9 @@ pub fn damage(directory: &Path, list: &Path) -> Result<Option<String>> {
     if !std::fs::metadata(list).is_ok_and(|list| list.len() > 0) {
         return Ok(Some("it has no hashes".to_owned()));
     }
-    let mut command = Command::new("sha256sum");
+    let mut command = Command::new("b2sum");
     command.args(["--check", "--quiet", "--strict"]).arg(list).current_dir(directory).stdin(Stdio::null());
-    let output = command.output().with_context(|| format!("cannot run sha256sum: {NEEDS_COREUTILS}"))?;
+    let output = command.output().with_context(|| format!("cannot run b2sum: {NEEDS_COREUTILS}"))?;
     process::check_interrupt()?;
     let first = String::from_utf8_lossy(&output.stdout).lines().next().map(str::to_owned);
     Ok((!output.status.success()).then(|| first.unwrap_or_else(|| "its hashes cannot be read".to_owned())))
@@ -53,7 +53,7 @@ mod tests {
             fs::write(tree.join("a b/file"), "contents").unwrap();
             fs::write(tree.join("other"), "x").unwrap();
             std::os::unix::fs::symlink("other", tree.join("link")).unwrap();
-            let list = directory.path().join("tree.sha256");
+            let list = directory.path().join("tree.b2");
             write(&tree, &list).unwrap();
             assert_eq!(damage(&tree, &list).unwrap(), None);
             (directory, tree, list)

@@ -33,7 +33,7 @@ pub fn unpacked(
     download: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
 ) -> Result<PathBuf> {
     let complete = cache.path(name);
-    let list = cache.path(&format!("{name}.sha256"));
+    let list = cache.path(&format!("{name}.b2"));
     if complete.exists() {
         let Some(what) = hashes::damage(&complete, &list)? else { return Ok(complete) };
         say::line(&format!("{} is damaged ({what}): it is fetched again", complete.display()));
