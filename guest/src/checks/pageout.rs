@@ -18,7 +18,8 @@ use crate::process::Findings;
 use crate::reference::filled;
 use crate::runner::Lab;
 
-const PAGES: usize = 16;
+/// More than a processor collects (31) before it hands pages to the lists of reclaim: what it keeps cannot be paged out.
+const PAGES: usize = 32;
 
 /// Anonymous memory in swap, as source and as partly overwritten destination.
 pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
