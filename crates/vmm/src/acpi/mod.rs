@@ -167,6 +167,17 @@ mod tests {
     }
 
     #[test]
+    fn the_root_bridge_has_the_buses_that_mcfg_names() {
+        let tables = build(&description(1)).unwrap();
+        let (_, dsdt) = walk(&tables).into_iter().find(|(name, _)| name == "DSDT").unwrap();
+        // A word address space descriptor for bus numbers. [ACPI 6.4.3.5.3]
+        let at = dsdt.windows(4).position(|bytes| bytes == [0x88, 0x0d, 0x00, 0x02]).unwrap();
+        let word = |offset: usize| le(&dsdt[at + offset..at + offset + 2]);
+        let (first, last, count) = (word(8), word(10), word(14));
+        assert_eq!((first, last, count), (0, layout::LAST_BUS.into(), u64::from(layout::LAST_BUS) + 1));
+    }
+
+    #[test]
     fn madt_lists_each_processor_and_the_ioapic() {
         let tables = build(&description(3)).unwrap();
         let (_, madt) = walk(&tables).into_iter().find(|(name, _)| name == "APIC").unwrap();
