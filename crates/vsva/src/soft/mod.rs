@@ -4,7 +4,7 @@
 //! guest's memory somewhere in a physical address space of its own.
 //!
 //! Device models get their port from [`SoftHost::function`]: their DMA goes through the physical unit, whose PASID table
-//! the host keeps. Whatever the guest wants there comes through [`HostIommu`].
+//! the host keeps. Whatever the guest wants there comes through [`HostIommu`](crate::HostIommu).
 
 mod bring_up;
 mod config;
