@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Children: run to the end, or watched under a time limit; none outlives the lab.
+//! Children: run to the end, or watched; none outlives the lab.
 
 use std::io;
 use std::os::unix::process::CommandExt;
