@@ -23,11 +23,10 @@ use crate::watch::{End, Watch};
 const LEVEL1_RETRIES: usize = 2;
 /// What `vsva` says where a processor of the guest has given up.
 const TRIPLE_FAULT: &str = "the guest crashed: triple fault";
-/// What each guest's command line begins with. Its kernel prints nothing until it crashes, its watchdogs, which measure with
-/// the wall's clock, are off, and its ticks are periodic: each of these spares exits or a false alarm (docs/lab.md).
+/// What each guest's command line begins with. Its kernel prints nothing until it crashes, which spares exits, and its
+/// watchdogs, which measure with the wall's clock, are off (docs/lab.md).
 const APPEND: &str = "console=ttyS0 loglevel=1 panic=-1 printk.devkmsg=on nowatchdog rcupdate.rcu_cpu_stall_suppress=1 \
-                      sysctl.kernel.hung_task_timeout_secs=0 workqueue.watchdog_thresh=0 \
-                      lapic=notscdeadline nohz=off highres=off intel_iommu=on";
+                      sysctl.kernel.hung_task_timeout_secs=0 workqueue.watchdog_thresh=0 intel_iommu=on";
 /// How many lines of the guest's console tell what went wrong.
 const LAST_LINES: usize = 25;
 /// How many lines of what is around it do.
