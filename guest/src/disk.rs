@@ -16,6 +16,7 @@ use crate::pattern::{self, Random};
 use crate::process::Findings;
 use crate::progress::{self, Patience};
 use crate::report::Report;
+use crate::rounds::Rounds;
 use crate::runner::watched;
 
 /// ioctl numbers [Linux include/uapi/linux/fs.h].
@@ -147,8 +148,8 @@ fn many_requests(path: &Path, seed: u64, _: &mut Findings) -> Result<String> {
     let mut random = Random::new(seed);
     let slots = (size(&disk)? / BLOCK as u64).min(64);
     let mut lengths = vec![0usize; slots as usize];
-    let requests = 150;
-    for request in 0..requests {
+    let mut requests = Rounds::within(75..=150);
+    for request in &mut requests {
         let slot = random.below(slots);
         let length = (1 + random.below(BLOCK as u64 / 512) as usize) * 512;
         let known = lengths[slot as usize];
@@ -171,7 +172,10 @@ fn many_requests(path: &Path, seed: u64, _: &mut Findings) -> Result<String> {
         let expected = pattern::bytes(*length, seed ^ (slot as u64) << 32 ^ *length as u64);
         same(part, &expected, &format!("slot {slot} at the end"))?;
     }
-    Ok(format!("{requests} writes of 512 bytes to 32 KiB in {slots} places, read back and compared"))
+    Ok(format!(
+        "{} writes of 512 bytes to 32 KiB in {slots} places, read back and compared",
+        requests.count()
+    ))
 }
 
 fn drop_caches(disk: &File) -> Result<()> {

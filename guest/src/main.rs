@@ -27,6 +27,7 @@ mod process;
 mod progress;
 mod reference;
 mod report;
+mod rounds;
 mod runner;
 #[cfg(test)]
 mod soft;

@@ -9,6 +9,7 @@ use crate::descriptor::Descriptor;
 use crate::memory::{Mapping, PAGE};
 use crate::pattern;
 use crate::process::{Findings, Meeting, spawn};
+use crate::rounds::Rounds;
 use crate::runner::Lab;
 
 const PAGES: usize = 12;
@@ -19,8 +20,8 @@ pub fn copy_on_write(lab: &Lab, _: &mut Findings) -> Result<String> {
     let length = PAGES * PAGE;
     let mut source = Mapping::touched(length)?;
     let memory = Mapping::touched(length)?;
-    let rounds = 4;
-    for round in 0..rounds {
+    let mut rounds = Rounds::within(2..=4);
+    for round in &mut rounds {
         let before = pattern::bytes(length, lab.seed + 3 * round);
         let of_parent = pattern::bytes(length, lab.seed + 3 * round + 1);
         let of_child = pattern::bytes(length, lab.seed + 3 * round + 2);
@@ -68,6 +69,7 @@ pub fn copy_on_write(lab: &Lab, _: &mut Findings) -> Result<String> {
         outcome.with_context(|| format!("round {round}, parent"))?;
     }
     Ok(format!(
-        "{rounds} forks with {PAGES} pages: parent and child wrote through two queues and kept their own data"
+        "{} forks with {PAGES} pages: parent and child wrote through two queues and kept their own data",
+        rounds.count()
     ))
 }

@@ -3,6 +3,8 @@
 //! Eight processes on eight queues at once. All use the same addresses with different contents, and each reaches for
 //! memory that only the others have.
 
+use std::sync::atomic::Ordering;
+
 use anyhow::{Context, Result, ensure};
 
 use super::{all_bytes, faulted, same, succeeded};
@@ -12,6 +14,7 @@ use crate::memory::{Mapping, PAGE};
 use crate::pattern;
 use crate::process::{Findings, Meeting, spawn};
 use crate::reference::crc32c;
+use crate::rounds::Rounds;
 use crate::runner::Lab;
 
 const PROCESSES: u64 = 8;
@@ -23,7 +26,8 @@ const RESULT: u64 = 0x2080_0000_0000;
 const SECRET: u64 = 0x2100_0000_0000;
 const DISTANCE: u64 = 0x4000_0000;
 const LENGTH: usize = 6 * PAGE;
-const ROUNDS: u64 = 8;
+/// The counter of the [`Meeting`] that sums up the rounds of all.
+const SUM: usize = 3;
 
 /// The check.
 pub fn eight_processes(lab: &Lab, _: &mut Findings) -> Result<String> {
@@ -46,9 +50,10 @@ pub fn eight_processes(lab: &Lab, _: &mut Findings) -> Result<String> {
         }
     }
     ensure!(errors.is_empty(), "{}", errors.join("; "));
+    let rounds = meeting.counter(SUM).load(Ordering::SeqCst);
     Ok(format!(
-        "{PROCESSES} processes, {ROUNDS} rounds each at the same addresses; {} reads and writes of others' memory refused; {pasids}",
-        2 * PROCESSES * ROUNDS
+        "{PROCESSES} processes, {rounds} rounds in all at the same addresses; {} reads and writes of others' memory refused; {pasids}",
+        2 * rounds
     ))
 }
 
@@ -67,7 +72,8 @@ fn one(lab: &Lab, meeting: &Meeting, n: u64) -> Result<String> {
     meeting.meet(0, everyone)?;
     let pasids = if n == 0 { distinct_pasids(lab)? } else { String::new() };
     meeting.meet(1, everyone)?;
-    for round in 0..ROUNDS {
+    let mut rounds = Rounds::within(2..=8);
+    for round in &mut rounds {
         let what = format!("round {round}");
         pattern::fill(common.bytes_mut(), lab.seed + 1000 * n + round);
         let mut result = Mapping::untouched_at(RESULT, LENGTH)?;
@@ -89,10 +95,11 @@ fn one(lab: &Lab, meeting: &Meeting, n: u64) -> Result<String> {
         let c = queue.run(Descriptor::fill(u64::MAX, other, PAGE))?;
         faulted(&c, true, &pages, true, &format!("{what}: write to another's secret"))?;
     }
+    meeting.counter(SUM).fetch_add(rounds.count() as u32, Ordering::SeqCst);
     meeting.meet(2, everyone)?;
     same(secret.bytes(), &of_secret, "the secret at the end")?;
     let mut last = vec![0; LENGTH];
-    pattern::fill(&mut last, lab.seed + 1000 * n + ROUNDS - 1);
+    pattern::fill(&mut last, lab.seed + 1000 * n + rounds.count() - 1);
     same(common.bytes(), &last, "the common address at the end")?;
     Ok(pasids)
 }

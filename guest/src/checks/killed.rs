@@ -12,18 +12,19 @@ use crate::memory::{Mapping, PAGE, memory_file};
 use crate::pattern::{self, Random};
 use crate::process::{Findings, Meeting, spawn};
 use crate::progress::Patience;
+use crate::rounds::Rounds;
 use crate::runner::Lab;
 
 const LENGTH: usize = 1 << 20;
 
 /// The check.
 pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
-    let rounds = 6;
+    let mut rounds = Rounds::within(3..=6);
     let mut unfinished = 0;
     let mut random = Random::new(lab.seed);
     let contents = pattern::bytes(LENGTH, lab.seed);
     let of_owner = pattern::bytes(2 * LENGTH, !lab.seed);
-    for round in 0..rounds {
+    for round in &mut rounds {
         let meeting = Meeting::new()?;
         let mut victim = spawn(true, |_| {
             let queue = lab.queue(0)?;
@@ -67,8 +68,9 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         same(target.bytes(), source.bytes(), "moved data")?;
         same(owner.bytes(), &of_owner, "memory that got the killed process's pages")?;
     }
-    ensure!(unfinished > 0, "no process of {rounds} was killed with work in flight");
+    ensure!(unfinished > 0, "no process of {} was killed with work in flight", rounds.count());
     Ok(format!(
-        "{rounds} processes killed, {unfinished} with work in flight; the queue served the next one each time"
+        "{} processes killed, {unfinished} with work in flight; the queue served the next one each time",
+        rounds.count()
     ))
 }

@@ -19,7 +19,7 @@ use crate::runner::Lab;
 /// What is moved at least, and first, to see how fast that goes: what a level-2 entry of the page table spans.
 const SMALLEST: usize = 2 << 20;
 /// About how long the largest move may take.
-const MOVE_TIME: Duration = Duration::from_millis(1000);
+const MOVE_TIME: Duration = Duration::from_millis(500);
 
 /// The size that takes no longer than [`MOVE_TIME`] where `moved` bytes took `took`: doubled from there as often as that
 /// allows, up to `largest`.
@@ -144,7 +144,7 @@ mod tests {
         let largest = 64 << 20;
         let size = |ms| affordable(SMALLEST, Duration::from_millis(ms), largest);
         assert_eq!(size(1), largest);
-        assert_eq!(size(100), 16 << 20);
+        assert_eq!(size(100), 8 << 20);
         assert_eq!(size(1000), SMALLEST);
         assert_eq!(size(60_000), SMALLEST);
     }

@@ -12,6 +12,7 @@ use crate::memory::{Mapping, PAGE, memory_file};
 use crate::pattern::{self, Random};
 use crate::process::Findings;
 use crate::reference::filled;
+use crate::rounds::Rounds;
 use crate::runner::Lab;
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -28,7 +29,8 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     let (mut complete, mut stopped) = (0, 0);
     let mut hot = Mapping::touched(LENGTH)?;
     hot.bytes_mut().copy_from_slice(&contents);
-    for round in 0..24 {
+    let mut rounds = Rounds::within(8..=24);
+    for round in &mut rounds {
         target.protect(0..LENGTH, READ_WRITE)?;
         let slow = slow_source(&file)?;
         succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
@@ -49,9 +51,10 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         };
         same(&target.bytes()[..done], &contents[..done], "what was moved")?;
     }
-    ensure!(stopped > 0, "no move of 24 was stopped by mprotect: none was in flight");
+    ensure!(stopped > 0, "no move of {} was stopped by mprotect: none was in flight", rounds.count());
     Ok(format!(
-        "24 rounds: {stopped} moves stopped, {complete} were complete; nothing was written after mprotect returned"
+        "{} rounds: {stopped} moves stopped, {complete} were complete; nothing was written after mprotect returned",
+        rounds.count()
     ))
 }
 
@@ -61,8 +64,8 @@ pub fn between_uses(lab: &Lab, _: &mut Findings) -> Result<String> {
     let memory = Mapping::touched(4 * PAGE)?;
     let mut copy = Mapping::touched(4 * PAGE)?;
     let pages = memory.address()..memory.at(4 * PAGE);
-    let rounds = 25;
-    for round in 0..rounds {
+    let mut rounds = Rounds::within(8..=25);
+    for round in &mut rounds {
         let value = pattern::mix(round);
         let fill = Descriptor::fill(value, memory.address(), 4 * PAGE);
         let read = Descriptor::copy(memory.address(), copy.address(), 4 * PAGE);
@@ -81,8 +84,8 @@ pub fn between_uses(lab: &Lab, _: &mut Findings) -> Result<String> {
         all_bytes(copy.bytes(), 0xa5, "destination of the refused read")?;
     }
     memory.protect(0..4 * PAGE, READ_WRITE)?;
-    same(memory.bytes(), &filled(4 * PAGE, pattern::mix(rounds - 1)), "memory at the end")?;
-    Ok(format!("{rounds} rounds of writable, read-only and inaccessible memory"))
+    same(memory.bytes(), &filled(4 * PAGE, pattern::mix(rounds.count() - 1)), "memory at the end")?;
+    Ok(format!("{} rounds of writable, read-only and inaccessible memory", rounds.count()))
 }
 
 /// mremap between uses: the old address is gone, the new one has the data.
@@ -92,8 +95,8 @@ pub fn moved(lab: &Lab, _: &mut Findings) -> Result<String> {
     let here = Mapping::touched(length)?;
     let there = Mapping::reserved(length)?;
     let mut copy = Mapping::touched(length)?;
-    let rounds = 24;
-    for round in 0..rounds {
+    let mut rounds = Rounds::within(8..=24);
+    for round in &mut rounds {
         let (from, to) = if round % 2 == 0 { (&here, &there) } else { (&there, &here) };
         let value = pattern::mix(round ^ lab.seed);
         succeeded(&queue.run(Descriptor::fill(value, from.address(), length))?, "fill before mremap")?;
@@ -110,5 +113,5 @@ pub fn moved(lab: &Lab, _: &mut Findings) -> Result<String> {
         )?;
         same(copy.bytes(), &filled(length, value), "data at the new address")?;
     }
-    Ok(format!("{rounds} moves of the pages to another address and back"))
+    Ok(format!("{} moves of the pages to another address and back", rounds.count()))
 }

@@ -13,6 +13,7 @@ use crate::memory::{Mapping, PAGE, memory_file};
 use crate::pattern;
 use crate::process::Findings;
 use crate::reference::filled;
+use crate::rounds::Rounds;
 use crate::runner::Lab;
 
 /// Anonymous memory, read by the device.
@@ -21,8 +22,8 @@ pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
     let length = 2 * PAGE;
     let mut place = Mapping::reserved(length)?;
     let mut target = Mapping::touched(length)?;
-    let rounds = 200;
-    for round in 0..rounds {
+    let mut rounds = Rounds::within(50..=200);
+    for round in &mut rounds {
         place.replace_with_fresh(0..length)?;
         pattern::fill(place.bytes_mut(), lab.seed + round);
         succeeded(&queue.run(Descriptor::copy(place.address(), target.address(), length))?, "read")?;
@@ -35,7 +36,7 @@ pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
         }
         target.bytes_mut().fill(0);
     }
-    Ok(format!("{rounds} rounds of map, use and unmap at one address"))
+    Ok(format!("{} rounds of map, use and unmap at one address", rounds.count()))
 }
 
 /// File mappings, written by the device: what it writes must land in the file that is mapped now.
@@ -48,12 +49,12 @@ pub fn files(lab: &Lab, _: &mut Findings) -> Result<String> {
     for _ in &values {
         files.push(memory_file(c"vsva-stale", &vec![0; length])?);
     }
-    let rounds = 120;
+    let mut rounds = Rounds::within(30..=120);
     let mut bytes = vec![0; length];
-    for round in 0..rounds {
-        let current = round % files.len();
+    for round in &mut rounds {
+        let current = round as usize % files.len();
         place.replace_with_file(0..length, &files[current])?;
-        values[current] = pattern::mix(lab.seed + round as u64);
+        values[current] = pattern::mix(lab.seed + round);
         succeeded(&queue.run(Descriptor::fill(values[current], place.address(), length))?, "write")?;
         for (n, (file, value)) in files.iter().zip(values).enumerate() {
             file.read_exact_at(&mut bytes, 0)?;
@@ -64,7 +65,7 @@ pub fn files(lab: &Lab, _: &mut Findings) -> Result<String> {
             )?;
         }
     }
-    Ok(format!("{rounds} rounds with 3 files in turn at one address"))
+    Ok(format!("{} rounds with 3 files in turn at one address", rounds.count()))
 }
 
 /// Pages given back with MADV_DONTNEED, and holes punched into a file.
@@ -74,8 +75,8 @@ pub fn discarded(lab: &Lab, _: &mut Findings) -> Result<String> {
     let length = 2 * PAGE;
     let memory = Mapping::touched(length)?;
     let target = Mapping::touched(length)?;
-    let rounds = 30;
-    for round in 0..rounds {
+    let mut discarded = Rounds::within(8..=30);
+    for round in &mut discarded {
         let value = pattern::mix(lab.seed + round) | 1;
         succeeded(&queue.run(Descriptor::fill(value, memory.address(), length))?, "write")?;
         memory.advise(0..length, libc::MADV_DONTNEED)?;
@@ -92,7 +93,8 @@ pub fn discarded(lab: &Lab, _: &mut Findings) -> Result<String> {
     }
     let file = memory_file(c"vsva-holes", &vec![0; length])?;
     let mapping = Mapping::file(&file, length, true, true)?;
-    for round in 0..rounds {
+    let mut holes = Rounds::within(8..=30);
+    for round in &mut holes {
         succeeded(&queue.run(Descriptor::fill(u64::MAX, mapping.address(), length))?, "write")?;
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: no memory is passed.
@@ -102,5 +104,6 @@ pub fn discarded(lab: &Lab, _: &mut Findings) -> Result<String> {
         all_bytes(&target.bytes()[..PAGE], 0, &format!("round {round}: hole in the file"))?;
         all_bytes(&target.bytes()[PAGE..], 0xff, &format!("round {round}: beside the hole"))?;
     }
-    Ok(format!("{rounds} rounds of MADV_DONTNEED and {rounds} of holes punched into a file"))
+    let (discarded, holes) = (discarded.count(), holes.count());
+    Ok(format!("{discarded} rounds of MADV_DONTNEED and {holes} of holes punched into a file"))
 }

@@ -14,6 +14,7 @@ use crate::memory::{Mapping, PAGE, memory_file};
 use crate::pattern::{self, Random};
 use crate::portal::Queue;
 use crate::process::Findings;
+use crate::rounds::Rounds;
 use crate::runner::Lab;
 
 /// Bytes of a move that is disturbed.
@@ -41,7 +42,8 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     let (mut complete, mut stopped) = (0, 0);
     let mut hot = Mapping::touched(LENGTH)?;
     hot.bytes_mut().copy_from_slice(&contents);
-    for round in 0..24 {
+    let mut rounds = Rounds::within(8..=24);
+    for round in &mut rounds {
         let slow = slow_source(&file)?;
         let mut target = Mapping::touched(LENGTH)?;
         // Mapped over later: so that nothing new is put into the hole, where the device may rightly write.
@@ -73,10 +75,11 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         same(&target.bytes_mut()[..done], &contents[..done], "the half that stayed mapped")?;
         same(owner.bytes(), &of_owner, &format!("round {round}: memory that got the pages after munmap"))?;
     }
-    ensure!(stopped > 0, "no move of 24 was stopped by munmap: none was in flight");
+    ensure!(stopped > 0, "no move of {} was stopped by munmap: none was in flight", rounds.count());
     Ok(format!(
-        "24 rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the pages' new \
-         owner never saw the device's data"
+        "{} rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the pages' new \
+         owner never saw the device's data",
+        rounds.count()
     ))
 }
 
@@ -89,7 +92,8 @@ pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut random = Random::new(lab.seed);
     let (mut complete, mut stopped) = (0, 0);
     let mut usual = Duration::ZERO;
-    for round in 0..16 {
+    let mut rounds = Rounds::within(4..=16);
+    for round in &mut rounds {
         let mut source = Mapping::touched(LENGTH)?;
         source.bytes_mut().copy_from_slice(&contents);
         let mut owner = Mapping::reserved(HALF)?;
@@ -141,10 +145,11 @@ pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
         }
         same(owner.bytes(), &of_owner, &format!("round {round}: memory that got the pages after munmap"))?;
     }
-    ensure!(stopped > 0, "no move of 16 was stopped by munmap: none was in flight");
+    ensure!(stopped > 0, "no move of {} was stopped by munmap: none was in flight", rounds.count());
     Ok(format!(
-        "16 rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the new owner's \
-         data never showed"
+        "{} rounds: {stopped} moves stopped with the right fault address, {complete} were complete; the new owner's \
+         data never showed",
+        rounds.count()
     ))
 }
 
@@ -152,7 +157,7 @@ pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
 /// `slow`, at once; in odd ones one that is `hot`, at a point in the middle of the move. `target` is filled with zeroes
 /// again.
 pub fn source_of<'a>(
-    round: u32,
+    round: u64,
     queue: &Queue,
     slow: &'a Mapping,
     hot: &'a Mapping,
