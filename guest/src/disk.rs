@@ -149,7 +149,7 @@ fn many_requests(path: &Path, seed: u64, _: &mut Findings) -> Result<String> {
     let slots = (size(&disk)? / BLOCK as u64).min(64);
     let mut lengths = vec![0usize; slots as usize];
     let mut requests = Rounds::within(75..=150);
-    for request in &mut requests {
+    while let Some(request) = requests.begin() {
         let slot = random.below(slots);
         let length = (1 + random.below(BLOCK as u64 / 512) as usize) * 512;
         let known = lengths[slot as usize];

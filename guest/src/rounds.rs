@@ -8,19 +8,25 @@ use std::time::{Duration, Instant};
 /// What repetitions beyond the least may take together.
 const BUDGET: Duration = Duration::from_millis(300);
 
-/// The numbers of the rounds, from 0 on. At least the least that show what the check is about, then more while they are
+/// The rounds of a check: at least those that show what the check is about, then more while they are
 /// cheap, up to the most.
 #[derive(Debug)]
 pub struct Rounds {
     start: Instant,
     limits: RangeInclusive<u64>,
     begun: u64,
+    wanting: bool,
 }
 
 impl Rounds {
     /// As many as `limits` allow, from now on.
     pub fn within(limits: RangeInclusive<u64>) -> Self {
-        Self { start: Instant::now(), limits, begun: 0 }
+        Self { start: Instant::now(), limits, begun: 0, wanting: false }
+    }
+
+    /// Begins a round, if there is to be another: its number, from 0 on.
+    pub fn begin(&mut self) -> Option<u64> {
+        self.begin_after(self.start.elapsed())
     }
 
     /// How many were begun.
@@ -28,20 +34,19 @@ impl Rounds {
         self.begun
     }
 
-    fn next_after(&mut self, spent: Duration) -> Option<u64> {
-        let more = self.begun < *self.limits.start() || self.begun < *self.limits.end() && spent < BUDGET;
+    /// Whether what the check is about has not come about yet, by chance: then the rounds go on, up to the most, whatever
+    /// they take.
+    pub fn want_more(&mut self, wanting: bool) {
+        self.wanting = wanting;
+    }
+
+    fn begin_after(&mut self, spent: Duration) -> Option<u64> {
+        let more = self.begun < *self.limits.start()
+            || self.begun < *self.limits.end() && (self.wanting || spent < BUDGET);
         more.then(|| {
             self.begun += 1;
             self.begun - 1
         })
-    }
-}
-
-impl Iterator for &mut Rounds {
-    type Item = u64;
-
-    fn next(&mut self) -> Option<u64> {
-        self.next_after(self.start.elapsed())
     }
 }
 
@@ -51,7 +56,7 @@ mod tests {
 
     fn rounds(each: Duration) -> u64 {
         let mut rounds = Rounds::within(4..=24);
-        while rounds.next_after(each * rounds.count() as u32).is_some() {}
+        while rounds.begin_after(each * rounds.count() as u32).is_some() {}
         rounds.count()
     }
 
@@ -60,5 +65,18 @@ mod tests {
         assert_eq!(rounds(Duration::from_millis(1)), 24);
         assert_eq!(rounds(BUDGET / 10), 10);
         assert_eq!(rounds(Duration::from_secs(60)), 4);
+    }
+
+    #[test]
+    fn rounds_go_on_while_something_is_wanting() {
+        let mut rounds = Rounds::within(1..=24);
+        while rounds.begin_after(BUDGET).is_some() {
+            let wanting = rounds.count() < 7;
+            rounds.want_more(wanting);
+        }
+        assert_eq!(rounds.count(), 7);
+        rounds.want_more(true);
+        while rounds.begin_after(BUDGET).is_some() {}
+        assert_eq!(rounds.count(), 24);
     }
 }

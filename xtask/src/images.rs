@@ -69,8 +69,11 @@ pub fn level1(lab: &Lab, outer: &Outer, boot: &Boot, images: &Path) -> Result<(P
     }
     let kernel = fs::read(&boot.kernel.image)?;
     let image = guest(lab, boot)?;
-    let disk = disk(boot);
-    let mut files: Vec<(&str, &[u8])> = vec![("kernel", &kernel), ("initrd", &image), ("disk", &disk)];
+    let disk_bytes = DISK_BYTES.to_string();
+    let mut files: Vec<(&str, &[u8])> = vec![("kernel", &kernel), ("initrd", &image)];
+    if boot.disk {
+        files.push(("disk-bytes", disk_bytes.as_bytes()));
+    }
     if lab.exits {
         files.push(("exits", b""));
     }
@@ -92,17 +95,13 @@ pub fn here(lab: &Lab, boot: &Boot, images: &Path) -> Result<Names> {
     let names = Names::new(&boot.kernel.image, images);
     write(Path::new(&names.initrd), &guest(lab, boot)?)?;
     if boot.disk {
-        write(Path::new(&names.disk), &disk(boot))?;
+        write(Path::new(&names.disk), &[0; DISK_BYTES])?;
     }
     Ok(names)
 }
 
-/// An empty disk, where the guest gets one.
-fn disk(boot: &Boot) -> Vec<u8> {
-    if boot.disk { vec![0; DISK_BYTES] } else { vec![] }
-}
-
-fn write(path: &Path, contents: &[u8]) -> Result<()> {
+/// Writes a file; an error says what may be the matter.
+pub fn write(path: &Path, contents: &[u8]) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("cannot write {}: is the disk full?", path.display()))
 }
 

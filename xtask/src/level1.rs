@@ -2,17 +2,17 @@
 
 //! Level 1: a kernel with KVM under QEMU's emulation, for machines whose own KVM does not serve.
 
-use std::fs::File;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
-use crate::images::{TRACE_DISK, TRACE_DISK_BYTES};
+use crate::images::{self, TRACE_DISK, TRACE_DISK_BYTES};
 use crate::kernel::Kernel;
 use crate::machine::{self, Kvm};
 use crate::qemu::Qemu;
-use crate::say;
+use crate::{say, vmlinux};
 
 /// What it says every ten seconds.
 pub const ALIVE: &str = "VSVA-ALIVE";
@@ -81,6 +81,7 @@ impl Outer {
     ) -> Result<Command> {
         let memory = guest_mib + OWN_MIB + 2 * (size as u64 >> 20);
         let serial = |name: &str| format!("file:{}", directory.join(name).display());
+        let kernel = self.unpacked_kernel(initrd)?;
         let errors = File::create(directory.join("qemu.log"))?;
         let mut command = self.qemu.command();
         command
@@ -89,7 +90,7 @@ impl Outer {
             .arg("-no-reboot")
             .args(["-serial", &serial("level1.log"), "-serial", &serial("guest.log")])
             .arg("-kernel")
-            .arg(&self.kernel.image)
+            .arg(&kernel)
             .arg("-initrd")
             .arg(initrd)
             .args(["-append", APPEND])
@@ -102,5 +103,15 @@ impl Outer {
             command.arg("-drive").arg(format!("file={},format=raw,if=virtio", disk.display()));
         }
         Ok(command)
+    }
+
+    /// Its kernel beside `initrd`, unpacked where that can be: under emulation it takes a second to unpack itself.
+    fn unpacked_kernel(&self, initrd: &Path) -> Result<PathBuf> {
+        let image = &self.kernel.image;
+        let packed = fs::read(image).with_context(|| image.display().to_string())?;
+        let Some(kernel) = vmlinux::unpack(&packed) else { return Ok(image.clone()) };
+        let path = initrd.with_file_name("level1.vmlinux");
+        images::write(&path, &kernel)?;
+        Ok(path)
     }
 }

@@ -34,6 +34,7 @@ mod supplies;
 mod tail;
 mod unpack;
 mod version;
+mod vmlinux;
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -21,7 +21,7 @@ pub fn copy_on_write(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut source = Mapping::touched(length)?;
     let memory = Mapping::touched(length)?;
     let mut rounds = Rounds::within(2..=4);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let before = pattern::bytes(length, lab.seed + 3 * round);
         let of_parent = pattern::bytes(length, lab.seed + 3 * round + 1);
         let of_child = pattern::bytes(length, lab.seed + 3 * round + 2);

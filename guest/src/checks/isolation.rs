@@ -73,7 +73,7 @@ fn one(lab: &Lab, meeting: &Meeting, n: u64) -> Result<String> {
     let pasids = if n == 0 { distinct_pasids(lab)? } else { String::new() };
     meeting.meet(1, everyone)?;
     let mut rounds = Rounds::within(2..=8);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let what = format!("round {round}");
         pattern::fill(common.bytes_mut(), lab.seed + 1000 * n + round);
         let mut result = Mapping::untouched_at(RESULT, LENGTH)?;

@@ -24,7 +24,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut random = Random::new(lab.seed);
     let contents = pattern::bytes(LENGTH, lab.seed);
     let of_owner = pattern::bytes(2 * LENGTH, !lab.seed);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let meeting = Meeting::new()?;
         let mut victim = spawn(true, |_| {
             let queue = lab.queue(0)?;
@@ -55,6 +55,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
             return Err(error);
         }
         unfinished += u32::from(meeting.counter(1).load(std::sync::atomic::Ordering::SeqCst) != 1);
+        rounds.want_more(unfinished == 0);
 
         // Memory that gets the victim's pages, while what is left of its work must have ended.
         let mut owner = Mapping::touched(2 * LENGTH)?;

@@ -31,7 +31,7 @@ pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut other = Mapping::touched(length)?;
     let mut swapped = 0;
     let mut rounds = Rounds::within(1..=3);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let contents = pattern::bytes(length, lab.seed + 2 * round);
         paged.bytes_mut().copy_from_slice(&contents);
         // Hot in the device, so that the page-out has a translation to take away.

@@ -30,7 +30,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut hot = Mapping::touched(LENGTH)?;
     hot.bytes_mut().copy_from_slice(&contents);
     let mut rounds = Rounds::within(8..=24);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         target.protect(0..LENGTH, READ_WRITE)?;
         let slow = slow_source(&file)?;
         succeeded(&queue.run(Descriptor::fill(0, target.address(), LENGTH))?, "fill before")?;
@@ -49,6 +49,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
             faulted(&c, true, &(target.at(HALF)..target.at(LENGTH)), true, "move into protected memory")?;
             c.completed as usize
         };
+        rounds.want_more(stopped == 0);
         same(&target.bytes()[..done], &contents[..done], "what was moved")?;
     }
     ensure!(stopped > 0, "no move of {} was stopped by mprotect: none was in flight", rounds.count());
@@ -65,7 +66,7 @@ pub fn between_uses(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut copy = Mapping::touched(4 * PAGE)?;
     let pages = memory.address()..memory.at(4 * PAGE);
     let mut rounds = Rounds::within(8..=25);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let value = pattern::mix(round);
         let fill = Descriptor::fill(value, memory.address(), 4 * PAGE);
         let read = Descriptor::copy(memory.address(), copy.address(), 4 * PAGE);
@@ -96,7 +97,7 @@ pub fn moved(lab: &Lab, _: &mut Findings) -> Result<String> {
     let there = Mapping::reserved(length)?;
     let mut copy = Mapping::touched(length)?;
     let mut rounds = Rounds::within(8..=24);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let (from, to) = if round % 2 == 0 { (&here, &there) } else { (&there, &here) };
         let value = pattern::mix(round ^ lab.seed);
         succeeded(&queue.run(Descriptor::fill(value, from.address(), length))?, "fill before mremap")?;

@@ -23,7 +23,7 @@ pub fn anonymous(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut place = Mapping::reserved(length)?;
     let mut target = Mapping::touched(length)?;
     let mut rounds = Rounds::within(50..=200);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         place.replace_with_fresh(0..length)?;
         pattern::fill(place.bytes_mut(), lab.seed + round);
         succeeded(&queue.run(Descriptor::copy(place.address(), target.address(), length))?, "read")?;
@@ -51,7 +51,7 @@ pub fn files(lab: &Lab, _: &mut Findings) -> Result<String> {
     }
     let mut rounds = Rounds::within(30..=120);
     let mut bytes = vec![0; length];
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let current = round as usize % files.len();
         place.replace_with_file(0..length, &files[current])?;
         values[current] = pattern::mix(lab.seed + round);
@@ -76,7 +76,7 @@ pub fn discarded(lab: &Lab, _: &mut Findings) -> Result<String> {
     let memory = Mapping::touched(length)?;
     let target = Mapping::touched(length)?;
     let mut discarded = Rounds::within(8..=30);
-    for round in &mut discarded {
+    while let Some(round) = discarded.begin() {
         let value = pattern::mix(lab.seed + round) | 1;
         succeeded(&queue.run(Descriptor::fill(value, memory.address(), length))?, "write")?;
         memory.advise(0..length, libc::MADV_DONTNEED)?;
@@ -94,7 +94,7 @@ pub fn discarded(lab: &Lab, _: &mut Findings) -> Result<String> {
     let file = memory_file(c"vsva-holes", &vec![0; length])?;
     let mapping = Mapping::file(&file, length, true, true)?;
     let mut holes = Rounds::within(8..=30);
-    for round in &mut holes {
+    while let Some(round) = holes.begin() {
         succeeded(&queue.run(Descriptor::fill(u64::MAX, mapping.address(), length))?, "write")?;
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: no memory is passed.

@@ -43,7 +43,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     let mut hot = Mapping::touched(LENGTH)?;
     hot.bytes_mut().copy_from_slice(&contents);
     let mut rounds = Rounds::within(8..=24);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let slow = slow_source(&file)?;
         let mut target = Mapping::touched(LENGTH)?;
         // Mapped over later: so that nothing new is put into the hole, where the device may rightly write.
@@ -72,6 +72,7 @@ pub fn in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
             );
             (c.completed as usize).min(HALF)
         };
+        rounds.want_more(stopped == 0);
         same(&target.bytes_mut()[..done], &contents[..done], "the half that stayed mapped")?;
         same(owner.bytes(), &of_owner, &format!("round {round}: memory that got the pages after munmap"))?;
     }
@@ -93,7 +94,7 @@ pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
     let (mut complete, mut stopped) = (0, 0);
     let mut usual = Duration::ZERO;
     let mut rounds = Rounds::within(4..=16);
-    for round in &mut rounds {
+    while let Some(round) = rounds.begin() {
         let mut source = Mapping::touched(LENGTH)?;
         source.bytes_mut().copy_from_slice(&contents);
         let mut owner = Mapping::reserved(HALF)?;
@@ -131,6 +132,7 @@ pub fn source_in_flight(lab: &Lab, _: &mut Findings) -> Result<String> {
             faulted(&c, true, &(source.at(HALF)..source.at(LENGTH)), false, "move from unmapped memory")?;
             c.completed as usize
         };
+        rounds.want_more(stopped == 0);
         same(&target.bytes()[..done], &contents[..done], &format!("round {round}: what was moved"))?;
         // Behind that there may be more of the source, or nothing.
         for at in (done..LENGTH).step_by(PAGE) {
