@@ -90,8 +90,7 @@ pub(crate) struct FirstStage {
 impl FirstStage {
     /// Bits 63 down to the top bit of the input must be equal. \[S 3.6: SGN.1\]
     pub(crate) fn canonical(&self, address: u64) -> bool {
-        let unused = 64 - (12 + 9 * u32::from(self.levels));
-        ((address << unused) as i64 >> unused) as u64 == address
+        sign_extended(address, self.levels) == address
     }
 
     /// Whether rights that a walk has found allow an access at all (with the dirty bit or without).
@@ -124,6 +123,13 @@ impl SecondStage {
     pub(crate) fn max_input(&self, capabilities: &Capabilities) -> u64 {
         capabilities.max_second_stage_input(self.width)
     }
+}
+
+/// The canonical form of what an address has in the bits that tables of `levels` levels use. Invalidations come with any
+/// bits above.
+pub(crate) const fn sign_extended(address: u64, levels: u8) -> u64 {
+    let unused = 64 - (12 + 9 * levels as u32);
+    ((address << unused) as i64 >> unused) as u64
 }
 
 /// What a reason of scalable mode is called in legacy mode. \[S table 30\]

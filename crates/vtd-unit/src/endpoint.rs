@@ -71,7 +71,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         self.function.write().set_ats_enabled(enabled);
     }
 
-    /// Reads `data.len()` bytes at `address`. May cross pages.
+    /// Reads `data.len()` bytes at `address`. May cross pages. A read of nothing is a zero-length read: it is translated, and
+    /// faults, as one of a byte would, but needs no right to read where there is one to write. \[S 11.4.2: CAP.ZLR\]
     ///
     /// # Errors
     ///
@@ -205,6 +206,15 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         mut f: impl FnMut(usize, u64, usize) -> Result<(), ()>,
     ) -> Result<(), DmaError> {
         let (memory, capabilities) = (&*self.core.memory, &self.core.capabilities);
+        // A read of nothing is a request as well; it is answered without memory.
+        let (access, length) = match (access, length) {
+            (Access::ZeroLengthRead, _) | (Access::Read, 0) => (Access::ZeroLengthRead, 1),
+            other => other,
+        };
+        let mut reach = |offset, output, count| match access {
+            Access::ZeroLengthRead => Ok(()),
+            _ => f(offset, output, count),
+        };
         let mut offset = 0;
         let mut misses = 0;
         while offset < length {
@@ -215,7 +225,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
             let count = (length - offset).min(4096 - (at & 0xfff) as usize);
             match cache.translate(memory, capabilities, requester, at, access) {
                 Ok(output) => {
-                    f(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
+                    reach(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
                     offset += count;
                 }
                 Err(miss) => {
@@ -231,7 +241,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
                             .and_then(|()| exclusive.translate(memory, capabilities, requester, at, access));
                         match result {
                             Ok(output) => {
-                                f(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
+                                reach(offset, output, count)
+                                    .map_err(|()| DmaError::Refused { address: at })?;
                                 offset += count;
                             }
                             Err(miss) => {
@@ -271,7 +282,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
     /// What the function is told of a request that is not carried out; records the fault where one is due.
     #[cold]
     fn refuse(&self, miss: Miss, requester: Requester, address: u64, access: Access) -> DmaError {
-        let write = access != Access::Read;
+        let write = access.writes();
         let Miss::Blocked(blocked, address_type) = miss else {
             return DmaError::PageFault { address, write };
         };
@@ -325,9 +336,15 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         self.core.page_request(&self.function, request);
     }
 
-    /// Sends a message-signalled interrupt: a DWORD write without PASID. It is remapped where that is enabled.
+    /// Sends a message-signalled interrupt: a DWORD write without PASID. In the interrupt range it is an interrupt, remapped
+    /// where that is enabled; elsewhere it is a write like any other, whose fate the function does not learn. \[S 3.14\]
     pub fn message(&self, message: Message) {
-        self.core.interrupt(&self.function, message);
+        if is_interrupt_range(message.address) {
+            self.core.interrupt(&self.function, message);
+        } else {
+            // Posted: recorded where that is due.
+            let _ = self.write(Requester::default(), message.address, &message.data.to_le_bytes());
+        }
     }
 
     /// Records a fault that whoever really translates for this function has reported, with the ids of this unit's

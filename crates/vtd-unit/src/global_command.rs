@@ -12,7 +12,7 @@ impl<M> Core<M> {
     /// change when it is in effect and what it concerns has drained. \[S 11.4.4\]
     pub(crate) fn command(&self, command: GlobalCommand) -> bool {
         let core = self;
-        let (run_queue, remap) = {
+        let (run_queue, remap, filter) = {
             let mut registers = core.registers();
             let mut status = registers.status();
             let ecap = registers.capabilities.ecap;
@@ -25,12 +25,14 @@ impl<M> Core<M> {
                 registers.root_table = RootTableAddress::from_bits(registers.get64(offset::RTADDR));
                 status = status.with_rtps(false);
             }
+            let mut filter = false;
             if ecap.ir() {
                 if command.sirtp() {
                     let table = InterruptRemapTableAddress::from_bits(registers.get64(offset::IRTA));
                     registers.interrupts.table = table;
                     status = status.with_irtps(false);
                 }
+                filter = registers.interrupts.enabled != command.ire();
                 registers.interrupts.enabled = command.ire();
                 registers.interrupts.compatibility = command.cfi();
             }
@@ -40,16 +42,16 @@ impl<M> Core<M> {
             if !command.te() && !registers.interrupts.enabled {
                 registers.fault_index = 0;
             }
-            (registers.claim_queue(), remap)
+            (registers.claim_queue(), remap, filter)
         };
         if core.capabilities.ecap.ir() {
             core.apply_interrupt_remapping();
         }
-        if remap {
+        if remap || filter {
             core.apply_remapping();
-            if let Some(observer) = core.observer() {
-                observer.remapping_changed();
-            }
+        }
+        if remap && let Some(observer) = core.observer() {
+            observer.remapping_changed();
         }
         let mut registers = core.registers();
         let (before, interrupts) = (registers.status(), registers.interrupts);

@@ -48,7 +48,7 @@ impl<M: GuestMemoryBackend> Core<M> {
         }
         let request = InterruptRequest::decode(MsiMessage { address: message.address, data: message.data });
         let request = match request {
-            // A message elsewhere is a write that the function has mistaken for one.
+            // Not in the interrupt range: the function's port lets none of these through.
             None => return Err((Blocked::new(FaultReason::Ir29, false), 0)),
             Some(InterruptRequest::Compatibility(_)) => {
                 let passes = remapping.compatibility && !remapping.table.eime();

@@ -56,7 +56,7 @@ impl Fault {
         let kind = match access {
             // A translation request is a read. [S 4.1.2]
             _ if address_type == AddressType::Translation => FaultType::Read,
-            Access::Read => FaultType::Read,
+            Access::Read | Access::ZeroLengthRead => FaultType::Read,
             Access::Write => FaultType::Write,
             Access::Atomic => FaultType::AtomicOp,
         };

@@ -22,6 +22,20 @@ pub enum Access {
     Write,
     /// An AtomicOp: needs both rights.
     Atomic,
+    /// A read of no byte, which asks whether there is a page. \[S 11.4.2: CAP.ZLR\]
+    ZeroLengthRead,
+}
+
+impl Access {
+    /// Needs the right to read.
+    pub(crate) const fn reads(self) -> bool {
+        matches!(self, Self::Read | Self::Atomic)
+    }
+
+    /// Needs the right to write.
+    pub(crate) const fn writes(self) -> bool {
+        matches!(self, Self::Write | Self::Atomic)
+    }
 }
 
 /// Why a DMA did not happen. The unit has recorded its fault, where one is due, before this is returned.

@@ -13,6 +13,8 @@ pub(crate) struct Remapping {
     pub mode: TranslationTableMode,
     /// Address of the latched root table.
     pub root_table: u64,
+    /// Interrupt remapping is enabled (GSTS.IRES).
+    pub interrupts: bool,
 }
 
 /// The state that decides what becomes of an interrupt request.

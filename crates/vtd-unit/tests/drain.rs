@@ -52,7 +52,7 @@ impl Worker {
             let attempt = self.attempts.load(Ordering::Relaxed);
             let result = match self.access {
                 _ if attempt.is_multiple_of(SLOW) => self.slowly(address),
-                Access::Read => {
+                Access::Read | Access::ZeroLengthRead => {
                     let mut data = [0; 8];
                     self.endpoint.read(self.requester, address, &mut data).map(|()| {
                         assert_ne!(u64::from_ne_bytes(data), SECRET, "a read after the wait");

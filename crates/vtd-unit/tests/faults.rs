@@ -394,7 +394,7 @@ fn accesses(case: &Case) -> &'static [Access] {
 
 fn access(guest: &Guest, requester: Requester, address: u64, access: Access) -> Result<(), DmaError> {
     match access {
-        Access::Read => guest.endpoint.read(requester, address, &mut [0; 8]),
+        Access::Read | Access::ZeroLengthRead => guest.endpoint.read(requester, address, &mut [0; 8]),
         Access::Write => guest.endpoint.write(requester, address, &[0; 8]),
         Access::Atomic => guest.endpoint.compare_and_swap(requester, address, 0, 0).map(|_| ()),
     }
@@ -473,7 +473,7 @@ fn untranslated_requests_are_refused_and_recorded() {
                 check_quiet(case, &guest);
             } else {
                 let kind = match kind {
-                    Access::Read => FaultRequestType::Read,
+                    Access::Read | Access::ZeroLengthRead => FaultRequestType::Read,
                     Access::Write => FaultRequestType::Write,
                     Access::Atomic => FaultRequestType::AtomicOp,
                 };

@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{Guest, SOURCE_ID};
+use common::{Guest, SOURCE_ID, entry as entry_bits};
 use vtd_spec::registers::offset;
 use vtd_spec::tables::DeliveryMode;
-use vtd_spec::{InterruptRemapEntry, RemappableRequest, SourceId};
+use vtd_spec::{InterruptRemapEntry, Pasid, RemappableRequest, SourceId};
 use vtd_unit::{Message, UnitConfig};
 
 const TABLE: u64 = 0x30_0000;
@@ -93,7 +93,6 @@ fn requests_are_blocked_for_the_specified_reasons() {
         (0x24, entry().with_dlm(3), request(9, None)),
         (0x24, entry().with_im(true), request(9, None)),
         (0x26, entry().with_sid(other), request(9, None)),
-        (0x29, entry(), Message { address: 0x1000, data: 0 }),
     ];
     for (reason, entry, message) in cases {
         let guest = guest();
@@ -144,4 +143,45 @@ fn a_table_beyond_the_host_address_width_has_no_entries() {
         guest.endpoint.message(request(255, None));
         assert_eq!(guest.take_fault_reason(), Some(reason), "{table:#x}");
     }
+}
+
+#[test]
+fn a_message_outside_the_interrupt_range_is_an_ordinary_write() {
+    let guest = guest();
+    guest.bind(Pasid::ZERO);
+    let page = guest.page();
+    guest.map(Pasid::ZERO, 0x9000, page, entry_bits::USER);
+    guest.endpoint.message(Message { address: 0x9004, data: 0x1234_5678 });
+    assert_eq!(guest.load(page), 0x1234_5678 << 32);
+    assert_eq!(guest.take_fault_reason(), None);
+    // Not FEEx_xxxx either, and not mapped: the write's own fault.
+    for address in [0xa000, 0x1_fee0_0000] {
+        guest.endpoint.message(Message { address, data: 0 });
+        let record = guest.take_fault(0).or_else(|| guest.take_fault(1)).unwrap();
+        guest.write32(offset::FSTS, 1);
+        assert_eq!(record.fr(), 0x71, "SFS.2 at {address:#x}");
+    }
+    assert!(guest.messages.take().iter().all(|message| message.data == 0x41), "fault events alone");
+}
+
+/// Whichever part of the unit is on takes what comes to the interrupt range. \[S 3.14, 5.1.4\]
+#[test]
+fn what_is_no_interrupt_does_not_pass_the_interrupt_range() {
+    let guest = guest();
+    let none = vtd_unit::Requester::default();
+    for translation in [true, false] {
+        if !translation {
+            guest.command_off(1 << 31);
+        }
+        let mut data = [0; 4];
+        assert!(guest.endpoint.read(none, 0xfee0_1000, &mut data).is_err());
+        assert_eq!(guest.take_fault_reason(), Some(0x29), "translation: {translation}");
+        assert!(guest.endpoint.write(none, 0xfee0_1000, &[0; 8]).is_err());
+        assert_eq!(guest.take_fault_reason(), Some(0x29), "translation: {translation}");
+        guest.endpoint.read(none, 0xfee0_1000, &mut []).unwrap();
+        assert_eq!(guest.take_fault_reason(), None, "a zero-length read");
+    }
+    guest.command_off(1 << 25);
+    assert!(guest.endpoint.write(none, 0xfee0_1000, &[0; 8]).is_err(), "there is no memory");
+    assert_eq!(guest.take_fault_reason(), None, "all is off");
 }

@@ -502,3 +502,63 @@ fn many_spaces_of_one_function_are_each_their_own() {
     guest.submit(&pasid_cache(PasidCacheGranularity::Domain, DOMAIN, Pasid::ZERO));
     assert_eq!(read(2), Ok(1));
 }
+
+/// With caching mode, Linux before 6.10 removes a PASID without invalidating the device-TLB.
+#[test]
+fn whatever_takes_a_pasid_from_its_cache_takes_its_device_tlb_entries_along() {
+    for number in [Some(PASID), None] {
+        let id = number.unwrap_or_default();
+        for descriptors in [
+            vec![pasid_cache_entry(DOMAIN, id)],
+            vec![pasid_cache(PasidCacheGranularity::Domain, DOMAIN, Pasid::MAX)],
+            vec![pasid_cache(PasidCacheGranularity::Global, OTHER_DOMAIN, Pasid::MAX)],
+            vec![context(ContextGranularity::Global, SourceId(0), FunctionMask::None)],
+            vec![context(ContextGranularity::Domain, SourceId(0), FunctionMask::None)],
+            vec![context_device(SOURCE_ID), context_device(NEIGHBOUR)],
+        ] {
+            let moved = Moved::new(number, true);
+            moved.guest.submit_all(&[descriptors.clone(), vec![pasid_iotlb(DOMAIN, id)]].concat());
+            assert_eq!(moved.seen(), [0xbb; 2], "{descriptors:?}");
+        }
+    }
+}
+
+/// Gone from the PASID cache by itself: then no PASID-cache invalidation finds it there.
+#[test]
+fn a_pasid_that_left_the_cache_by_itself_leaves_nothing_in_the_device_tlb() {
+    let moved = Moved::new(Some(PASID), true);
+    // So many that an invalidation of them all forgets them instead of looking at each.
+    for number in 0x1000..0x1000 + 1100 {
+        moved.guest.share(pasid(number), PASID);
+        for endpoint in &moved.endpoints {
+            endpoint.read(Guest::with_pasid(pasid(number)), ADDRESS, &mut [0]).unwrap();
+        }
+    }
+    moved.guest.submit(&iotlb(IotlbGranularity::Global, OTHER_DOMAIN, page(0)));
+    moved.guest.submit_all(&[pasid_cache_entry(DOMAIN, PASID), pasid_iotlb(DOMAIN, PASID)]);
+    assert_eq!(moved.seen(), [0xbb; 2]);
+}
+
+/// Only the bits that tables use count: the rest of a descriptor's address may be zeroes or the sign.
+#[test]
+fn an_address_matches_whatever_its_upper_bits() {
+    const NEGATIVE: u64 = 0xffff_8f12_3456_7000;
+    for ats in [false, true] {
+        for address in [NEGATIVE, NEGATIVE & 0x0000_ffff_ffff_ffff, NEGATIVE & 0x01ff_ffff_ffff_ffff] {
+            let guest = Guest::new();
+            guest.endpoint.set_ats_enabled(ats);
+            guest.bind(PASID);
+            guest.map(PASID, NEGATIVE, guest.page(), entry::USER);
+            guest.endpoint.write(Guest::with_pasid(PASID), NEGATIVE, &[1]).unwrap();
+            guest.map(PASID, NEGATIVE, 0, 0);
+            guest.submit(&pasid_iotlb_pages(DOMAIN, PASID, page(address)));
+            if ats {
+                guest.submit(&pasid_device_tlb(SOURCE_ID, PASID, page(address)));
+            }
+            assert!(
+                guest.endpoint.write(Guest::with_pasid(PASID), NEGATIVE, &[2]).is_err(),
+                "{address:#x} (ats: {ats})"
+            );
+        }
+    }
+}

@@ -452,3 +452,24 @@ fn an_invalidation_reaches_each_of_many_pasids() {
         }
     }
 }
+
+/// CAP.ZLR: where the second stage grants writes alone, a read of nothing succeeds, and no other.
+#[test]
+fn a_zero_length_read_needs_either_right() {
+    let nested = Nested::new(&config(64, false));
+    let guest = &nested.guest;
+    let page = guest.page();
+    nested.map_second(GUEST_PHYSICAL + (1 << 30), page, second::W);
+    guest.write_pasid_entry(
+        PASID,
+        nested.entry().with_pgtt(PasidGranularTranslationType::SecondStage).with_fsptptr(0),
+    );
+    let requester = Guest::with_pasid(PASID);
+    let address = GUEST_PHYSICAL + (1 << 30);
+    for _ in 0..2 {
+        guest.endpoint.read(requester, address, &mut []).unwrap();
+        guest.endpoint.write(requester, address, &[1]).unwrap();
+        assert!(guest.endpoint.read(requester, address, &mut [0]).is_err());
+        assert_eq!(guest.take_fault_reason(), Some(0x86), "SGN.7");
+    }
+}

@@ -865,7 +865,7 @@ impl Stage {
         let mut data = [0; 8];
         let endpoint = &self.guest.endpoint;
         let result = match access {
-            Access::Read => endpoint.read(requester, address, &mut data),
+            Access::Read | Access::ZeroLengthRead => endpoint.read(requester, address, &mut data),
             Access::Write => endpoint.write(requester, address, &new.to_le_bytes()),
             Access::Atomic => endpoint.compare_and_swap(requester, address, old, new).map(drop),
         };

@@ -472,3 +472,22 @@ fn a_function_asks_for_each_of_its_pasids() {
         assert_eq!(queued(&guest, u64::from(number) - 1).pasid(), pasid(number));
     }
 }
+
+#[test]
+fn a_refusals_reason_does_not_depend_on_what_is_cached() {
+    let guest = Guest::new();
+    guest.bind(PASID);
+    guest.bind(Pasid::ZERO);
+    guest.write_context(SOURCE_ID, Guest::context().with_paside(false).with_pre(false));
+    for warm in [false, true] {
+        if warm {
+            // By a request that the context admits.
+            let _ = guest.endpoint.read(Requester::default(), ADDRESS, &mut [0]);
+            guest.take_faults();
+        }
+        guest.endpoint.page_request(request(1, true));
+        assert_eq!(guest.take_fault_reason(), Some(0x45), "warm: {warm}");
+        guest.endpoint.page_request(PageRequest { requester: Requester::default(), ..request(1, true) });
+        assert_eq!(guest.take_fault_reason(), Some(0x47), "warm: {warm}");
+    }
+}

@@ -413,7 +413,7 @@ impl Stage {
         }
         let mut data = [0; 8];
         let result = match request.access {
-            Access::Read => self.guest.endpoint.read(requester, address, &mut data),
+            Access::Read | Access::ZeroLengthRead => self.guest.endpoint.read(requester, address, &mut data),
             Access::Write => self.guest.endpoint.write(requester, address, &new.to_le_bytes()),
             Access::Atomic => self.guest.endpoint.compare_and_swap(requester, address, old, new).map(|_| ()),
         };

@@ -202,3 +202,22 @@ fn a_cached_translation_is_of_no_use_where_the_context_denies_translated_request
     }
     assert_eq!(guest.memory.read_obj::<u8>(GuestAddress(page)).unwrap(), 1);
 }
+
+/// CAP.ZLR: reads of nothing are requests, translated as others are. \[S 11.4.2\]
+#[test]
+fn a_zero_length_read_is_translated_and_faults() {
+    for ats in [false, true] {
+        let guest = Guest::new();
+        guest.endpoint.set_ats_enabled(ats);
+        guest.bind(PASID);
+        let requester = Guest::with_pasid(PASID);
+        assert!(guest.endpoint.read(requester, ADDRESS, &mut []).is_err(), "nothing is mapped");
+        assert_eq!(guest.take_fault_reason(), if ats { None } else { Some(0x71) });
+        // Where there is a page, there need not be memory.
+        guest.map(PASID, ADDRESS, 0x7000_0000_0000, entry::P | entry::US);
+        guest.endpoint.read(requester, ADDRESS, &mut []).unwrap();
+        guest.endpoint.read(requester, ADDRESS, &mut []).unwrap();
+        assert!(guest.endpoint.write(requester, ADDRESS, &[]).is_ok(), "a write of nothing is none");
+        assert_eq!(guest.take_fault_reason(), None);
+    }
+}

@@ -6,9 +6,8 @@ use vtd_spec::{AddressRange, DomainId, Pasid, TranslationTableMode};
 
 use super::key::Key;
 use super::state::{Bound, Cache, Structures};
-use crate::address_space::Stage;
+use crate::address_space::{Stage, sign_extended};
 use crate::cache::Tlb;
-use crate::request::Requester;
 use crate::unit_state::Remapping;
 
 /// Address spaces that one invalidation looks at, and pages in all of them together. Their product is the guest's to
@@ -20,13 +19,12 @@ impl Cache {
     pub(crate) fn set_remapping(&mut self, remapping: Remapping) {
         self.remapping = remapping;
         self.invalidate_context();
-        self.device_spaces.clear();
     }
 
     /// The function is gone: its ports reach nothing.
     pub(crate) fn retire(&mut self) {
         let mode = TranslationTableMode::Reserved;
-        self.set_remapping(Remapping { enabled: true, mode, root_table: 0 });
+        self.set_remapping(Remapping { enabled: true, mode, root_table: 0, interrupts: false });
     }
 
     /// Context-cache invalidation: also what was found through the context. Guests have been seen to rely on it
@@ -45,6 +43,7 @@ impl Cache {
     pub(crate) fn invalidate_pasids_of_domain(&mut self, domain: DomainId) {
         for key in self.domains.remove(&domain).into_iter().flat_map(|domain| domain.keys) {
             self.spaces.remove(&key);
+            self.forget_device_spaces(key);
         }
     }
 
@@ -52,6 +51,7 @@ impl Cache {
     pub(crate) fn invalidate_pasid(&mut self, domain: DomainId, pasid: Pasid) {
         for key in self.keys_of(domain, pasid).into_iter().flatten() {
             self.spaces.remove(&key);
+            self.forget_device_spaces(key);
             if let Some(domain) = self.domains.get_mut(&domain) {
                 domain.keys.remove(&key);
             }
@@ -121,7 +121,8 @@ impl Cache {
             let Some(bound) = self.spaces.get_mut(&key) else { continue };
             match (range, bound.address_space.stage) {
                 (Some(_), Stage::PassThrough | Stage::Second(_)) => {}
-                (Some(range), _) => {
+                (Some(range), Stage::First(first) | Stage::Nested(first, _)) => {
+                    let range = AddressRange::new(sign_extended(range.base(), first.levels), range.order());
                     self.iotlb.invalidate_pages(&mut bound.cached, range);
                     if let Some(structures) = self.structures.as_mut().filter(|_| !leaf_only) {
                         structures.first.invalidate_pages(&mut bound.tables, range);
@@ -143,10 +144,14 @@ impl Cache {
                     return;
                 };
                 let device_tlb = &mut self.device_tlb;
-                for privileged in [false, true] {
-                    let key = Key::device(Requester { pasid, privileged });
-                    if let Some(space) = self.device_spaces.get_mut(&key) {
-                        device_tlb.invalidate_pages(space, range);
+                // As the descriptor has it, and as a device that was told another number of levels would.
+                let forms = [range.base(), sign_extended(range.base(), 4), sign_extended(range.base(), 5)];
+                for key in Key::new(pasid).of_device() {
+                    let Some(space) = self.device_spaces.get_mut(&key) else { continue };
+                    for (index, base) in forms.into_iter().enumerate() {
+                        if !forms[..index].contains(&base) {
+                            device_tlb.invalidate_pages(space, AddressRange::new(base, range.order()));
+                        }
                     }
                 }
             }

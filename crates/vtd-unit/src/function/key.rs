@@ -53,6 +53,11 @@ impl Key {
         pasid.map_or(Self::WITHOUT_PASID, |pasid| Self(pasid.get()))
     }
 
+    /// Those under which the device-TLB keeps what this one names: of user and of privileged requests.
+    pub(super) const fn of_device(self) -> [Self; 2] {
+        [self, Self(self.0 | Self::PRIVILEGED)]
+    }
+
     /// The device-TLB keeps what privileged requests were granted apart.
     pub(super) fn device(requester: Requester) -> Self {
         let privilege = if requester.privileged { Self::PRIVILEGED } else { 0 };

@@ -120,6 +120,8 @@ impl Recent {
 /// The bit of a kind of access.
 const fn granted(access: Access) -> u64 {
     match access {
+        // Whatever a page grants, there is one; but that is not worth a bit.
+        Access::ZeroLengthRead => 0,
         Access::Read => 1,
         Access::Write => 2,
         Access::Atomic => 4,

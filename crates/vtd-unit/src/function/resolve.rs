@@ -20,10 +20,8 @@ impl Cache {
     /// Whether a page request of this function and PASID may be queued.
     pub(crate) fn check_page_request(&self, requester: Requester) -> Result<(), Miss> {
         let context = self.context.as_ref().ok_or(Miss::Unresolved)?;
-        if !context.pre {
-            let reason = if context.legacy.is_some() { FaultReason::Rta3 } else { FaultReason::Sct8 };
-            return Err(Miss::Blocked(Blocked::new(reason, context.fpd), AddressType::Untranslated));
-        }
+        admit(context, requester, RequestKind::PageRequest)
+            .map_err(|blocked| Miss::Blocked(blocked, AddressType::Untranslated))?;
         if !self.remapping.enabled || !self.spaces.contains_key(&Key::new(requester.pasid)) {
             return Err(Miss::Unresolved);
         }
@@ -76,24 +74,7 @@ impl Cache {
                 kind,
             )?),
         };
-        let blocked = |reason| Err(Blocked::new(reason, context.fpd));
-        if context.legacy.is_some() {
-            match kind {
-                RequestKind::PageRequest => return blocked(FaultReason::Rta3),
-                _ if requester.pasid.is_some() => return blocked(FaultReason::Rta2),
-                RequestKind::Translation if !context.dte => return blocked(FaultReason::Lct5),
-                _ => {}
-            }
-        }
-        if kind == RequestKind::Translation && !context.dte {
-            return blocked(FaultReason::Sct5);
-        }
-        if requester.pasid.is_some() && !context.paside {
-            return blocked(FaultReason::Sct6);
-        }
-        if kind == RequestKind::PageRequest && !context.pre {
-            return blocked(FaultReason::Sct8);
-        }
+        admit(&context, requester, kind)?;
         let Some(host) = self.host_pasid(requester.pasid) else {
             // Its host has bound nothing to this PASID of the device.
             return Err(Blocked { reason: FaultReason::Spt2, suppressed: true });
@@ -131,7 +112,6 @@ impl Cache {
     pub(crate) fn translate_pasids(&mut self) {
         self.translation = Some(PasidTranslation::default());
         self.forget_spaces();
-        self.device_spaces.clear();
     }
 
     /// Makes a PASID of the device stand for `host`, or for none.
@@ -149,12 +129,24 @@ impl Cache {
             {
                 domain.keys.remove(&key);
             }
-            for privileged in [false, true] {
-                let requester = Requester { pasid: Some(device), privileged };
-                self.device_spaces.remove(&Key::device(requester));
-            }
+            self.forget_device_spaces(key);
         }
     }
+}
+
+/// Whether a function's context entry admits requests of this kind. \[Order as reference D.3\]
+fn admit(context: &Context, requester: Requester, kind: RequestKind) -> Result<(), Blocked> {
+    let reason = match kind {
+        RequestKind::PageRequest if context.legacy.is_some() => FaultReason::Rta3,
+        _ if context.legacy.is_some() && requester.pasid.is_some() => FaultReason::Rta2,
+        RequestKind::Translation if context.legacy.is_some() && !context.dte => FaultReason::Lct5,
+        _ if context.legacy.is_some() => return Ok(()),
+        RequestKind::Translation if !context.dte => FaultReason::Sct5,
+        _ if requester.pasid.is_some() && !context.paside => FaultReason::Sct6,
+        RequestKind::PageRequest if !context.pre => FaultReason::Sct8,
+        _ => return Ok(()),
+    };
+    Err(Blocked::new(reason, context.fpd))
 }
 
 /// The PASID whose entry requests with `pasid`, or without any, use.

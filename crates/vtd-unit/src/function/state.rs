@@ -92,6 +92,7 @@ pub(crate) struct Cache {
     /// None if the unit is to walk every time.
     pub(super) structures: Option<Structures>,
     pub(super) device_tlb: Tlb,
+    /// The device-TLB's, of PASIDs that are in `spaces` alone.
     pub(super) device_spaces: Map<Space>,
     /// What was used last of either of the two.
     pub(super) recent: Recent,
@@ -128,9 +129,19 @@ impl Cache {
         self.ats_enabled
     }
 
+    /// Forgets every PASID, and what the device-TLB has of it: it may be gone from its table, and software that was told
+    /// of caching mode need not invalidate the device-TLB then. \[Linux before 6.10: intel_pasid_tear_down_entry\]
     pub(super) fn forget_spaces(&mut self) {
         self.spaces.clear();
         self.domains.clear();
+        self.device_spaces.clear();
+    }
+
+    /// What the device-TLB has of one PASID goes, for the same reason. Nothing is in there of a PASID that is not cached.
+    pub(super) fn forget_device_spaces(&mut self, key: Key) {
+        for key in key.of_device() {
+            self.device_spaces.remove(&key);
+        }
     }
 
     /// The PASID of the unit's tables that a PASID of the device stands for; `None` where it stands for none.

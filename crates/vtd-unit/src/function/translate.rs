@@ -14,6 +14,7 @@ use crate::outcome::{AddressType, Blocked};
 use crate::request::{Access, Requester};
 use crate::rights;
 use crate::tables::{Cached, Purpose, Walker};
+use crate::unit_state::Remapping;
 
 impl Cache {
     /// Where an access to one byte (and the rest of its page of 4 KiB) goes.
@@ -69,12 +70,18 @@ impl Cache {
         if self.ats_enabled {
             return self.translate_ats(memory, capabilities, requester, address, access);
         }
-        if !self.remapping.enabled {
-            return Ok(address);
-        }
-        if is_interrupt_request(requester, address) {
+        let Remapping { enabled, interrupts, .. } = self.remapping;
+        // Requests in the interrupt range are told apart before any translation, and whether or not there is one, by
+        // whichever part of the unit is enabled: those that are no interrupts get no further. [S 3.14, 5.1.4]
+        if is_interrupt_request(requester, address) && (enabled || interrupts) {
+            if access == Access::ZeroLengthRead {
+                return Ok(address);
+            }
             let blocked = Blocked::new(FaultReason::Ir29, false);
             return Err(Miss::Blocked(blocked, AddressType::Untranslated));
+        }
+        if !enabled {
+            return Ok(address);
         }
         let bound = self.spaces.get(&Key::new(requester.pasid)).ok_or(Miss::Unresolved)?;
         let space = &bound.address_space;
@@ -84,7 +91,7 @@ impl Cache {
         if let Some(hit) = hit.filter(|hit| !privileged && hit.rights() & needed == needed) {
             return Ok(self.keep_recent(memory, requester, address, hit, Access::user_rights));
         }
-        let write = access != Access::Read;
+        let (read, write) = (access.reads(), access.writes());
         let fault = |reason| Miss::Blocked(space.blocked(reason, write), AddressType::Untranslated);
         if privileged && !space.sre {
             return Err(fault(FaultReason::Spt6));
@@ -97,7 +104,6 @@ impl Cache {
                 address
             }
             stage => {
-                let read = access != Access::Write;
                 let purpose = Purpose { read, write, privileged, all_or_nothing: true };
                 let found =
                     self.translation(memory, capabilities, bound, hit, address, purpose).map_err(fault)?;
@@ -202,10 +208,11 @@ impl Cache {
             // A request that will not write is granted nothing; one that may is told to come untranslated (U=1), which
             // only an interrupt may. [S 4.1.2: S.1, S.2]
             let blocked = Blocked::new(FaultReason::Ir29, false);
-            return Err(match access {
-                Access::Read => Miss::PageFault,
-                _ => Miss::Blocked(blocked, AddressType::Untranslated),
-            });
+            return match access {
+                Access::ZeroLengthRead => Ok(address),
+                Access::Read => Err(Miss::PageFault),
+                _ => Err(Miss::Blocked(blocked, AddressType::Untranslated)),
+            };
         }
         let wanted = access.device_rights();
         let granted = match self.device_tlb.lookup(cached, address) {
@@ -215,13 +222,13 @@ impl Cache {
             _ => {
                 let bound = self.spaces.get(&Key::new(requester.pasid)).ok_or(Miss::Unresolved)?;
                 // No Write is honoured where the unit can, so that reading does not make pages dirty.
-                let write = access != Access::Read || !capabilities.ecap.nwfs();
+                let write = access.writes() || !capabilities.ecap.nwfs();
                 let granted = self
                     .translation_request(memory, capabilities, bound, requester, address, write)
                     .map_err(|reason| {
                         Miss::Blocked(bound.address_space.blocked(reason, write), AddressType::Translation)
                     })?;
-                if granted.rights() & wanted != wanted {
+                if granted.rights() & wanted != wanted || granted.rights() == 0 {
                     return Err(Miss::PageFault);
                 }
                 if !touches_interrupt_range(granted.page(), granted.size()) {
@@ -290,6 +297,8 @@ impl Access {
             Self::Read => rights::USER | rights::READ,
             Self::Write => rights::USER | rights::WRITE | rights::SECOND_WRITE | rights::DIRTY,
             Self::Atomic => Self::Read.user_rights() | Self::Write.user_rights(),
+            // What is cached grants something.
+            Self::ZeroLengthRead => rights::USER,
         }
     }
 
@@ -299,6 +308,7 @@ impl Access {
             Self::Read => rights::READ,
             Self::Write => rights::WRITE,
             Self::Atomic => rights::READ | rights::WRITE,
+            Self::ZeroLengthRead => 0,
         }
     }
 }

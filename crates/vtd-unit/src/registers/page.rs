@@ -164,6 +164,7 @@ impl Registers {
             enabled: self.enable_remapping,
             mode: self.root_table.ttm(),
             root_table: self.root_table.rta(),
+            interrupts: self.interrupts.enabled,
         }
     }
 }
