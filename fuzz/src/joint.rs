@@ -295,7 +295,7 @@ impl Machine {
             None => Ledger::new(input.identical_pasids, 100),
         };
         let joint = Joint::new(&unit, Arc::clone(&ledger) as Arc<dyn HostIommu>, None).unwrap();
-        let assigned = FUNCTIONS.into_iter().zip(ids).map(|(at, id)| joint.assign(at, id)).collect();
+        let assigned = FUNCTIONS.into_iter().zip(ids).map(|(at, id)| joint.assign(at, id).unwrap()).collect();
         let mut machine = Self { memory, unit, soft, ledger, joint, assigned, ports, tail: 0 };
         if input.prepared {
             machine.prepare(&config);

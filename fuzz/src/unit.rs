@@ -368,7 +368,7 @@ impl Machine {
         let counts = Arc::new(Counts::default());
         let unit = Unit::new(&config, Arc::clone(&memory), Arc::clone(&counts) as Arc<dyn Notify>).unwrap();
         let endpoints = FUNCTIONS
-            .map(|source_id| unit.endpoint(source_id, Arc::clone(&counts) as Arc<dyn EndpointSink>))
+            .map(|source_id| unit.endpoint(source_id, Arc::clone(&counts) as Arc<dyn EndpointSink>).unwrap())
             .into();
         let machine = Self { unit, memory, counts, endpoints, tail: 0, fetched: 0, requests: 0, events: 0 };
         if input.prepared {
@@ -543,7 +543,8 @@ impl Machine {
             Action::Replug { function } => {
                 let index = usize::from(*function) % FUNCTIONS.len();
                 let sink = Arc::clone(&self.counts) as Arc<dyn EndpointSink>;
-                self.endpoints[index] = self.unit.endpoint(FUNCTIONS[index], sink);
+                assert!(self.unit.remove_endpoint(FUNCTIONS[index]));
+                self.endpoints[index] = self.unit.endpoint(FUNCTIONS[index], sink).unwrap();
             }
             Action::Reset { warm: true } => self.unit.warm_reset(),
             Action::Reset { warm: false } => self.unit.reset(),

@@ -127,6 +127,9 @@ pub enum Error {
     /// A configuration space cannot be built.
     #[error(transparent)]
     Function(#[from] pci::BuildError),
+    /// There is a function of this number behind the unit.
+    #[error(transparent)]
+    SourceId(#[from] vtd_unit::SourceIdInUse),
     /// There is no place for a function.
     #[error(transparent)]
     Place(#[from] pci::AddError),
@@ -184,7 +187,12 @@ impl<'a> Slots<'a> {
     pub fn add_device(&mut self, device: DeviceOptions) -> Result<(), Error> {
         match device {
             DeviceOptions::Dsa { host: Backing::None } => self.add(|source_id, unit| {
-                let dsa = Dsa::new(|sink| unit.endpoint(source_id, sink))?;
+                let sink = Arc::new(LateSink::default());
+                let endpoint = unit.endpoint(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>)?;
+                let dsa = Dsa::new(|device| {
+                    sink.0.get_or_init(|| device);
+                    endpoint
+                })?;
                 Ok(dsa as Arc<dyn PciFunction>)
             }),
             DeviceOptions::Dsa { host: Backing::Soft } => {
@@ -196,7 +204,7 @@ impl<'a> Slots<'a> {
                         sink.0.get_or_init(|| device);
                         function.endpoint.clone()
                     })?;
-                    let assigned = host.assign(source_id, &function);
+                    let assigned = host.assign(source_id, &function)?;
                     Ok(Arc::new(AssignedFunction::new(dsa, assigned)) as Arc<dyn PciFunction>)
                 })
             }
@@ -205,7 +213,7 @@ impl<'a> Slots<'a> {
 
     /// Adds a disk.
     pub fn add_disk(&mut self, disk: Disk) -> Result<(), Error> {
-        self.add(|source_id, unit| Ok(Arc::new(VirtioBlock::new(virtio::endpoint(unit, source_id), disk)?)))
+        self.add(|source_id, unit| Ok(Arc::new(VirtioBlock::new(virtio::endpoint(unit, source_id)?, disk)?)))
     }
 
     /// The root complex with all that was added.
@@ -319,7 +327,7 @@ mod tests {
     /// A function of the host that is assigned as 00:05.0.
     fn assigned(host: &Host) -> (HostFunction, Arc<vsva::Assigned<Memory>>) {
         let function = host.function(Arc::new(LateSink::default())).unwrap();
-        let assigned = host.assign(SourceId::new(0, 5, 0), &function);
+        let assigned = host.assign(SourceId::new(0, 5, 0), &function).unwrap();
         (function, assigned)
     }
 

@@ -64,11 +64,19 @@ impl Host {
     }
 
     /// Gives the guest a function of the host as `source_id`.
-    pub fn assign(&self, source_id: SourceId, function: &HostFunction) -> Arc<Assigned<Memory>> {
+    ///
+    /// # Errors
+    ///
+    /// The guest has a function of that source-id.
+    pub fn assign(
+        &self,
+        source_id: SourceId,
+        function: &HostFunction,
+    ) -> Result<Arc<Assigned<Memory>>, Error> {
         self.figures.name(source_id, function.id);
-        let assigned = self.joint.assign(source_id, function.id);
+        let assigned = self.joint.assign(source_id, function.id)?;
         function.messages.0.get_or_init(|| Arc::downgrade(&assigned));
-        assigned
+        Ok(assigned)
     }
 
     /// What the host has done for assigned devices so far.
@@ -122,7 +130,7 @@ mod tests {
         let host = Host::new(&unit, &memory, None).unwrap();
         let functions = [1, 2].map(|device| {
             let function = host.function(Arc::new(Nothing)).unwrap();
-            host.assign(SourceId::new(0, device, 0), &function);
+            host.assign(SourceId::new(0, device, 0), &function).unwrap();
             function
         });
         let [endpoint, other] = functions.each_ref().map(|function| function.endpoint.clone());

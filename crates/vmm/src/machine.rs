@@ -84,6 +84,9 @@ pub enum Error {
     /// The remapping unit's options.
     #[error(transparent)]
     Unit(#[from] vtd_unit::ConfigError),
+    /// Two of its functions have one source-id.
+    #[error(transparent)]
+    SourceId(#[from] vtd_unit::SourceIdInUse),
     /// A disk's image.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -165,7 +168,7 @@ impl Machine {
             let window = layout::REMAPPING_UNIT;
             mmio.insert(window.base, window.size, Arc::new(RegisterPage(unit.clone())))?;
         }
-        let ioapic = Arc::new(IoApic::new(layout::IOAPIC_ID, IoApicPort::new(&unit, messages)));
+        let ioapic = Arc::new(IoApic::new(layout::IOAPIC_ID, IoApicPort::new(&unit, messages)?));
         mmio.insert(layout::IOAPIC.base, layout::IOAPIC.size, ioapic.clone())?;
 
         let screen = io::stdout().as_fd().try_clone_to_owned().map_err(|e| Error::Host("use stdout", e))?;

@@ -4,7 +4,9 @@
 
 use std::sync::Arc;
 
-use vtd_unit::{Endpoint, EndpointSink, Message, PageGroupResponse, SourceId, Unit, UnitConfig};
+use vtd_unit::{
+    Endpoint, EndpointSink, Message, PageGroupResponse, SourceId, SourceIdInUse, Unit, UnitConfig,
+};
 
 use crate::acpi::Remapping;
 use crate::bus::BusDevice;
@@ -93,9 +95,13 @@ pub struct IoApicPort {
 
 impl IoApicPort {
     /// The port into `unit`; what comes out of it goes to `messages`.
-    pub fn new(unit: &Unit<Memory>, messages: Messages) -> Self {
+    ///
+    /// # Errors
+    ///
+    /// The unit has one already.
+    pub fn new(unit: &Unit<Memory>, messages: Messages) -> Result<Self, SourceIdInUse> {
         let source_id = SourceId(u16::from(layout::IOAPIC_BUS) << 8 | u16::from(layout::IOAPIC_DEVFN));
-        Self { endpoint: unit.endpoint(source_id, Arc::new(Silent)), messages }
+        Ok(Self { endpoint: unit.endpoint(source_id, Arc::new(Silent))?, messages })
     }
 }
 

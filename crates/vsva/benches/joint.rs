@@ -231,7 +231,7 @@ fn dma(c: &mut Criterion) {
     let (sink, messages) = (Arc::new(Sink::default()), Arc::new(Messages::default()));
     let (device, port) =
         rig.host.function(sink as Arc<dyn EndpointSink>, messages as Arc<dyn Notify>).unwrap();
-    let _assigned = rig.joint.assign(second, device);
+    let _assigned = rig.joint.assign(second, device).unwrap();
     let ports = [rig.port.clone(), port];
     let mut group = c.benchmark_group("assigned_dma");
     for count in [1, 2] {

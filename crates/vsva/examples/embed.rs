@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let joint = Joint::new(&viommu, Arc::clone(&host) as Arc<_>, Some(Arc::new(Vmm)))?;
     // A device: `port` is all that its model needs. The host knows it as `device`, the guest as 00:03.0.
     let (device, port) = host.function(Arc::new(Vmm), Arc::new(Vmm))?;
-    let assigned = joint.assign(SourceId::new(0, 3, 0), device);
+    let assigned = joint.assign(SourceId::new(0, 3, 0), device).unwrap();
 
     // From here on the guest's kernel. A VMM calls these where the guest touches the page that the DMAR table names.
     let write32 = |at, value: u32| viommu.write(at, &value.to_le_bytes());

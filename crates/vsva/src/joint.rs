@@ -9,7 +9,7 @@ use vtd_spec::descriptors::{
     ContextGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
 };
 use vtd_spec::{AddressRange, Descriptor, SourceId};
-use vtd_unit::{Observer, PasidAllocator, Unit};
+use vtd_unit::{Observer, PasidAllocator, SourceIdInUse, Unit};
 
 use crate::assigned::{Assigned, Scope};
 use crate::host::{DeviceId, HostIommu, Unsupported};
@@ -25,14 +25,19 @@ pub enum AssignError {
     /// Without caching mode a guest does not announce entries that become present, so nothing can be shadowed.
     #[error("assigned devices need caching mode: turn the IOMMU option cm on")]
     NoCachingMode,
-    /// The unit has an observer already.
-    #[error("the IOMMU is joined to a host already")]
+    /// The guest's PASIDs are another joint's to allocate.
+    #[error(
+        "the IOMMU is joined to a host already, which allocates its PASIDs: turn the IOMMU option vcmd off"
+    )]
     Joined,
+    /// There is a function of that source-id.
+    #[error(transparent)]
+    SourceId(#[from] SourceIdInUse),
 }
 
 type Functions<M> = RwLock<Vec<Arc<Assigned<M>>>>;
 
-/// Joins a guest's unit to a host. Dropping it unbinds everything.
+/// Joins a guest's unit to a host. Dropping it takes every function out again; the unit can then be joined anew.
 pub struct Joint<M: GuestMemoryBackend + Send + Sync + 'static> {
     unit: Unit<M>,
     host: Arc<dyn HostIommu>,
@@ -70,23 +75,41 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Joint<M> {
         let ear = Ear { functions: Arc::clone(&functions), pasids: Arc::clone(&pasids) };
         let observer: Arc<dyn Observer> = Arc::new(ear);
         let allocator: Arc<dyn PasidAllocator> = Arc::clone(&pasids) as Arc<dyn PasidAllocator>;
-        if !unit.set_observer(&observer) || !unit.set_pasid_allocator(&allocator) {
+        if unit.has_virtual_command() && !unit.set_pasid_allocator(&allocator) {
             return Err(AssignError::Joined);
         }
+        unit.add_observer(&observer);
         let (_observer, _allocator) = (observer, allocator);
         Ok(Self { unit: unit.clone(), host, pasids, tracer, functions, _observer, _allocator })
     }
 
     /// Gives the guest the host's function `device` as `source_id`.
-    pub fn assign(&self, source_id: SourceId, device: DeviceId) -> Arc<Assigned<M>> {
+    ///
+    /// # Errors
+    ///
+    /// The guest has a function of that source-id.
+    pub fn assign(&self, source_id: SourceId, device: DeviceId) -> Result<Arc<Assigned<M>>, AssignError> {
         let assigned =
-            Assigned::new(&self.unit, source_id, device, &self.host, &self.pasids, self.tracer.clone());
+            Assigned::new(&self.unit, source_id, device, &self.host, &self.pasids, self.tracer.clone())?;
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         functions.push(Arc::clone(&assigned));
         drop(functions);
         // What the guest announces meanwhile is heard already.
         assigned.sync(Scope::All);
-        assigned
+        Ok(assigned)
+    }
+
+    /// Takes a function from the guest, as hot-unplug does: nothing is bound any more, groups that wait are answered, and
+    /// its source-id is free. False where the guest has none of that source-id.
+    pub fn unassign(&self, source_id: SourceId) -> bool {
+        let gone = {
+            let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+            let at = functions.iter().position(|function| function.source_id() == source_id);
+            at.map(|at| functions.remove(at))
+        };
+        let Some(function) = gone else { return false };
+        function.close();
+        self.unit.remove_endpoint(source_id)
     }
 }
 
@@ -95,6 +118,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Drop for Joint<M> {
         let functions = std::mem::take(&mut *self.functions.write().unwrap_or_else(PoisonError::into_inner));
         for function in functions {
             function.close();
+            self.unit.remove_endpoint(function.source_id());
         }
         self.pasids.close();
     }

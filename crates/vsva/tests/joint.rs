@@ -148,8 +148,10 @@ struct Rig {
 
 fn rig_with(config: &UnitConfig, host: Arc<Host>) -> Rig {
     let guest = Guest::with_config(config);
+    // What it has there is assigned.
+    guest.unit.remove_endpoint(SOURCE_ID);
     let joint = Joint::new(&guest.unit, Arc::clone(&host) as Arc<dyn HostIommu>, None).unwrap();
-    let assigned = joint.assign(SOURCE_ID, DEVICE);
+    let assigned = joint.assign(SOURCE_ID, DEVICE).unwrap();
     host.take();
     Rig { guest, host, joint, assigned }
 }
@@ -307,8 +309,10 @@ fn what_a_host_does_not_invalidate_is_unbound() {
 fn requests_without_pasid_follow_the_guests_state() {
     let guest = Guest::powered_up(&UnitConfig::default());
     let host = Host::new(false);
+    // What it has there is assigned.
+    guest.unit.remove_endpoint(SOURCE_ID);
     let joint = Joint::new(&guest.unit, Arc::clone(&host) as Arc<dyn HostIommu>, None).unwrap();
-    let _assigned = joint.assign(SOURCE_ID, DEVICE);
+    let _assigned = joint.assign(SOURCE_ID, DEVICE).unwrap();
     assert_eq!(host.take(), [Call::Attach(None, Attachment::SecondStage)], "remapping is off");
     guest.enable_queue();
     guest.add_function(SOURCE_ID);
@@ -494,7 +498,7 @@ fn what_one_announcement_takes_away_makes_room_for_what_it_brings() {
     let rig = rig();
     let second = SourceId::new(0, 9, 0);
     rig.guest.add_function(second);
-    let other = rig.joint.assign(second, DeviceId(2));
+    let other = rig.joint.assign(second, DeviceId(2)).unwrap();
     *rig.host.quota.lock().unwrap() = 3;
     let table = rig.guest.page();
     let write = |numbers: [u32; 3], entry: PasidEntry| {
@@ -560,7 +564,7 @@ fn a_pasid_on_two_functions_is_one_pasid_of_the_host() {
     let rig = rig();
     let second = SourceId::new(0, 9, 0);
     rig.guest.add_function(second);
-    let other = rig.joint.assign(second, DeviceId(2));
+    let other = rig.joint.assign(second, DeviceId(2)).unwrap();
     rig.guest.bind(pasid(5));
     rig.guest.submit(&psi(1, 5));
     assert_eq!(rig.assigned.host_pasid(pasid(5)), Some(pasid(1000)));

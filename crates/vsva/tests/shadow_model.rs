@@ -244,8 +244,10 @@ impl System {
         let guest = Guest::with_config(&config);
         FUNCTIONS.iter().for_each(|function| guest.add_function(*function));
         let ledger = Ledger::new(identical, 1000);
+        // What it has there is assigned.
+        guest.unit.remove_endpoint(SOURCE_ID);
         let joint = Joint::new(&guest.unit, Arc::clone(&ledger) as Arc<dyn HostIommu>, None).unwrap();
-        let assigned = (1..).zip(FUNCTIONS).map(|(id, at)| joint.assign(at, DeviceId(id))).collect();
+        let assigned = (1..).zip(FUNCTIONS).map(|(id, at)| joint.assign(at, DeviceId(id)).unwrap()).collect();
         Self { guest, ledger, assigned, joint, tables: BTreeMap::new(), model: Model::new() }
     }
 

@@ -49,7 +49,7 @@ impl Machine {
         let messages = Arc::new(Messages::default()) as Arc<dyn Notify>;
         let (device, port) = host.function(Arc::clone(&sink) as Arc<dyn EndpointSink>, messages).unwrap();
         let joint = Joint::new(&unit, Arc::clone(&host) as Arc<dyn HostIommu>, None).unwrap();
-        let assigned = joint.assign(SOURCE_ID, device);
+        let assigned = joint.assign(SOURCE_ID, device).unwrap();
         port.set_ats_enabled(true);
         Self { memory, unit, host, joint, assigned, device, port, sink }
     }

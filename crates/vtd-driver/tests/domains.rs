@@ -134,7 +134,7 @@ fn units_of_every_kind_are_brought_up() {
     ] {
         let mut system = System::with(&config);
         let sink = std::sync::Arc::new(common::Sink::default());
-        let port = system.unit.endpoint(DEVICE, sink);
+        let port = system.unit.endpoint(DEVICE, sink).unwrap();
         system.iommu.add_device(vtd_driver::DeviceConfig::new(DEVICE)).unwrap();
         let domain = system.iommu.create_domain(FIRST).unwrap();
         system.iommu.attach(domain, DEVICE, Pasid::ZERO).unwrap();

@@ -58,7 +58,7 @@ fn threads(c: &mut Criterion) {
         let second = SourceId::new(0, 4, 0);
         nested.guest.add_function(second);
         let sink = Arc::clone(&nested.guest.sink) as Arc<dyn EndpointSink>;
-        let endpoints = [nested.guest.endpoint.clone(), nested.guest.unit.endpoint(second, sink)];
+        let endpoints = [nested.guest.endpoint.clone(), nested.guest.unit.endpoint(second, sink).unwrap()];
         let mut group = c.benchmark_group(name);
         for count in [1, 2] {
             group.bench_function(format!("{count}_on_{count}_endpoints"), |b| {

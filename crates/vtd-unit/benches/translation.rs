@@ -57,7 +57,7 @@ fn threads(c: &mut Criterion) {
     let (guest, _) = first_stage(&UnitConfig::default(), 16);
     let second = SourceId::new(0, 4, 0);
     guest.add_function(second);
-    let second = guest.unit.endpoint(second, Arc::clone(&guest.sink) as Arc<dyn EndpointSink>);
+    let second = guest.unit.endpoint(second, Arc::clone(&guest.sink) as Arc<dyn EndpointSink>).unwrap();
     let endpoints = [guest.endpoint.clone(), second];
     let locks = [Apart(RwLock::new(1)), Apart(RwLock::new(1))];
     let mut group = c.benchmark_group("threads");

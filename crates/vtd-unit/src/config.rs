@@ -161,6 +161,9 @@ pub enum ConfigError {
         /// What it takes.
         expected: &'static str,
     },
+    /// The unit's thread could not be started.
+    #[error("no thread for the IOMMU: {0}; raise the limit of processes")]
+    NoThread(String),
     /// One option needs another.
     #[error("IOMMU option {option} needs {needs}")]
     Needs {

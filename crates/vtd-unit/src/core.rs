@@ -2,19 +2,22 @@
 
 //! What the unit's parts and its endpoints share.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
-};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use vtd_spec::Capabilities;
 
 use crate::config::{Entries, VirtualCommandEncoding};
+use crate::executor::Executor;
 use crate::function::Function;
+use crate::in_flight::InFlight;
 use crate::notify::Notify;
 use crate::observer::Observer;
 use crate::pasid_allocator::PasidAllocator;
 use crate::registers::Registers;
 use crate::unit_state::InterruptRemapping;
+
+/// Replaced as a whole, as functions are.
+pub(crate) type Observers = Arc<[Weak<dyn Observer>]>;
 
 /// What endpoints and the unit share.
 pub(crate) struct Core<M> {
@@ -22,11 +25,16 @@ pub(crate) struct Core<M> {
     pub(crate) capabilities: Capabilities,
     pub(crate) notify: Arc<dyn Notify>,
     pub(crate) virtual_command: Option<VirtualCommandEncoding>,
-    pub(crate) functions: RwLock<Vec<Arc<Function>>>,
+    /// Replaced as a whole: who goes through them holds no lock.
+    pub(crate) functions: RwLock<Arc<[Arc<Function>]>>,
     pub(crate) interrupts: RwLock<InterruptRemapping>,
+    /// Messages that were remapped and are being delivered; begun under `interrupts`.
+    pub(crate) messages: InFlight,
+    /// Finishes what register writes begin.
+    pub(crate) executor: Arc<dyn Executor>,
     pub(crate) registers: Box<Mutex<Registers>>,
-    pub(crate) observer: OnceLock<Weak<dyn Observer>>,
-    pub(crate) pasids: OnceLock<Weak<dyn PasidAllocator>>,
+    pub(crate) observers: RwLock<Observers>,
+    pub(crate) pasids: Mutex<Option<Weak<dyn PasidAllocator>>>,
     /// Sizes of the caches that each function gets.
     pub(crate) entries: Entries,
 }
@@ -37,12 +45,13 @@ impl<M> Core<M> {
         self.registers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn functions(&self) -> RwLockReadGuard<'_, Vec<Arc<Function>>> {
-        self.functions.read().unwrap_or_else(PoisonError::into_inner)
+    /// The functions as they are now.
+    pub(crate) fn functions(&self) -> Arc<[Arc<Function>]> {
+        Arc::clone(&self.functions.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// As [`Self::functions`], to add or to take out.
-    pub(crate) fn functions_mut(&self) -> RwLockWriteGuard<'_, Vec<Arc<Function>>> {
+    pub(crate) fn functions_mut(&self) -> RwLockWriteGuard<'_, Arc<[Arc<Function>]>> {
         self.functions.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -51,13 +60,23 @@ impl<M> Core<M> {
         self.interrupts.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Self::interrupts`], for a change or an invalidation: waits for the requests in flight.
+    /// As [`Self::interrupts`], for a change or an invalidation: waits for the requests that are being remapped.
     pub(crate) fn interrupts_mut(&self) -> RwLockWriteGuard<'_, InterruptRemapping> {
         self.interrupts.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Who mirrors this unit's tables, if somebody does.
-    pub(crate) fn observer(&self) -> Option<Arc<dyn Observer>> {
-        self.observer.get()?.upgrade()
+    /// Who mirrors this unit's tables. Those that are gone are still among them.
+    fn observers(&self) -> Observers {
+        Arc::clone(&self.observers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether somebody does.
+    pub(crate) fn is_observed(&self) -> bool {
+        self.observers().iter().any(|observer| observer.strong_count() > 0)
+    }
+
+    /// Tells each of them.
+    pub(crate) fn each_observer(&self, f: impl FnMut(Arc<dyn Observer>)) {
+        self.observers().iter().filter_map(Weak::upgrade).for_each(f);
     }
 }

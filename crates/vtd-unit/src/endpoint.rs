@@ -3,19 +3,20 @@
 //! What a PCIe function has towards its root complex: DMA, address translation services (ATS) with a
 //! translation cache of its own, page requests and messages. Device models see this and nothing more.
 
-use std::sync::{Arc, RwLockReadGuard};
+use std::sync::Arc;
 
 use vm_memory::bitmap::MS;
 use vm_memory::{GuestMemoryBackend, VolatileSlice};
 use vtd_spec::{AtsResponse, FaultReason, Pasid, SourceId};
 
 use crate::core::Core;
-use crate::function::{Cache, Function, Miss, is_interrupt_range};
+use crate::function::{Function, Miss, Shared, is_interrupt_range};
 use crate::memory::{compare_exchange_u64, slice};
 use crate::notify::Message;
 use crate::outcome::{AddressType, Blocked, Fault, is_recorded};
 use crate::pinned::Pinned;
 use crate::request::{Access, DmaError, PageRequest, Requester};
+use crate::worker::Worker;
 
 /// A function's port into the unit. Cheap to clone; each clone is the same function.
 ///
@@ -35,7 +36,7 @@ use crate::request::{Access, DmaError, PageRequest, Requester};
 /// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
 /// memory.write_obj(7u32, GuestAddress(0x1000)).unwrap();
 /// let unit = Unit::new(&UnitConfig::default(), Arc::new(memory), Arc::new(Quiet)).unwrap();
-/// let endpoint = unit.endpoint(SourceId::new(0, 2, 0), Arc::new(Quiet));
+/// let endpoint = unit.endpoint(SourceId::new(0, 2, 0), Arc::new(Quiet)).unwrap();
 /// let mut data = [0; 4];
 /// // Remapping is off after power-up: what the device names is a physical address.
 /// endpoint.read(Requester::default(), 0x1000, &mut data).unwrap();
@@ -66,9 +67,16 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
     }
 
     /// The function's ATS Enable: with it, accesses go through the endpoint's translation cache and translation
-    /// requests; without it they are untranslated. Turning it off empties the cache.
+    /// requests; without it they are untranslated. Turning it off empties the cache. In effect when this returns, or when
+    /// the accesses in flight have ended: a configuration register's writer does not wait for them.
     pub fn set_ats_enabled(&self, enabled: bool) {
-        self.function.write().set_ats_enabled(enabled);
+        self.function.set_ats_enabled(enabled);
+        let function = Arc::clone(&self.function);
+        if !Worker::Processor.with(&function, |cache| function.settle_ats(cache)) {
+            self.core.executor.execute(Box::new(move || {
+                Worker::Executor.with(&function, |cache| function.settle_ats(cache));
+            }));
+        }
     }
 
     /// Reads `data.len()` bytes at `address`. May cross pages. A read of nothing is a zero-length read: it is translated, and
@@ -78,7 +86,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
     ///
     /// Why and where it stopped; the bytes before that address have been read.
     pub fn read(&self, requester: Requester, address: u64, data: &mut [u8]) -> Result<(), DmaError> {
-        self.access(requester, address, data.len(), Access::Read, &mut |offset, slice| {
+        self.each_slice(requester, address, data.len(), Access::Read, |offset, slice| {
             slice.copy_to(&mut data[offset..offset + slice.len()]);
         })
     }
@@ -97,14 +105,14 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
             self.message(Message { address, data: u32::from_le_bytes(dword) });
             return Ok(());
         }
-        self.access(requester, address, data.len(), Access::Write, &mut |offset, slice| {
+        self.each_slice(requester, address, data.len(), Access::Write, |offset, slice| {
             slice.copy_from(&data[offset..offset + slice.len()]);
         })
     }
 
     /// Shows `f` the memory behind `length` bytes at `address`, a piece at a time, in order: each call gets the
     /// offset of the piece in the range and the piece (at most one page of 4 KiB). No invalidation that concerns the
-    /// translation completes while `f` runs, so `f` must not block.
+    /// translation completes while `f` runs, so `f` must not block for long. It may use the endpoint.
     ///
     /// # Errors
     ///
@@ -116,6 +124,22 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         length: usize,
         access: Access,
         f: &mut dyn FnMut(usize, VolatileSlice<'_, MS<'_, M>>),
+    ) -> Result<(), DmaError> {
+        self.each_slice(requester, address, length, access, |offset, slice| {
+            let _held = self.function.hold();
+            f(offset, slice);
+        })
+    }
+
+    /// As [`Self::access`], for an `f` that does not come back here.
+    #[inline]
+    fn each_slice(
+        &self,
+        requester: Requester,
+        address: u64,
+        length: usize,
+        access: Access,
+        mut f: impl FnMut(usize, VolatileSlice<'_, MS<'_, M>>),
     ) -> Result<(), DmaError> {
         self.each_page(self.function.read(), requester, address, length, access, |offset, output, count| {
             f(offset, slice(&*self.core.memory, output, count).map_err(|_| ())?);
@@ -185,7 +209,24 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
         for _ in 0..SHARED_TRIES {
             let cache = self.function.read();
             if !cache.needs_resolving(requester) {
-                return Ok(Pinned::new(&self.core, self.function.source_id, cache, requester));
+                return Ok(Pinned::new(&self.core, &self.function, cache, requester));
+            }
+            if self.function.is_held() {
+                let resolved = cache.resolve_apart(
+                    &*self.core.memory,
+                    &self.core.capabilities,
+                    self.source_id(),
+                    requester,
+                    cache.kind(),
+                );
+                return match resolved {
+                    Ok(()) => Ok(Pinned::new(&self.core, &self.function, cache, requester)),
+                    Err(blocked) => {
+                        let miss = Miss::Blocked(blocked, cache.address_type());
+                        drop(cache);
+                        Err(self.refuse(miss, requester, first, Access::Read))
+                    }
+                };
             }
             drop(cache);
             self.miss(Miss::Unresolved, requester, first, Access::Read)?;
@@ -198,7 +239,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
     #[inline]
     fn each_page<'a>(
         &'a self,
-        mut cache: RwLockReadGuard<'a, Cache>,
+        mut cache: Shared<'a>,
         requester: Requester,
         address: u64,
         length: usize,
@@ -227,6 +268,24 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
                 Ok(output) => {
                     reach(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
                     offset += count;
+                }
+                // This thread holds the caches already: nobody can fill them now.
+                Err(Miss::Unresolved) if self.function.is_held() => {
+                    let source_id = self.source_id();
+                    match cache.translate_apart(memory, capabilities, source_id, requester, at, access) {
+                        Ok(output) => {
+                            reach(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
+                            offset += count;
+                        }
+                        Err(Miss::Unresolved) => {
+                            // Unsupported Request, and not logged. [S 4.2.1]
+                            return Err(DmaError::TranslationRefused { address: at, completer_abort: false });
+                        }
+                        Err(miss) => {
+                            drop(cache);
+                            return Err(self.refuse(miss, requester, at, access));
+                        }
+                    }
                 }
                 Err(miss) => {
                     drop(cache);
@@ -320,13 +379,15 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
     }
 
     /// From now on the PASIDs that the device uses stand for PASIDs of the unit's tables that need not be the same, at
-    /// first for none: the port of a mediated function. The sink hears PASIDs of the unit's tables.
+    /// first for none: the port of a mediated function. The sink hears PASIDs of the unit's tables. Waits for accesses in
+    /// flight, so not to be called with one.
     pub fn translate_pasids(&self) {
         self.function.write().translate_pasids();
     }
 
     /// Makes a PASID of the device stand for `host` of the unit's tables, or for none. One to one: whatever stood for
-    /// `host` before no longer does. No access by the former meaning is in flight when this returns.
+    /// `host` before no longer does. No access by the former meaning is in flight when this returns: it waits for them, so it
+    /// is not to be called with one.
     pub fn set_pasid_translation(&self, device: Pasid, host: Option<Pasid>) {
         self.function.write().set_pasid_translation(device, host);
     }

@@ -21,6 +21,11 @@ pub trait EndpointSink: Send + Sync {
     /// returns, which completes the invalidation. Must not wait for a processor of the guest.
     fn device_tlb_invalidation(&self, _invalidation: DeviceTlbInvalidation) {}
 
+    /// An invalidation waits for what this function holds ([`Endpoint::pin`](crate::Endpoint::pin)): who can end it sees to that
+    /// soon. Until then nothing that waits behind the invalidation goes on in the guest. Called on the thread that waits,
+    /// which the function must not keep.
+    fn pins_recalled(&self) {}
+
     /// A request was blocked because its PASID stands for none of the unit's tables, and nothing was recorded. Only
     /// where [`Endpoint::translate_pasids`](crate::Endpoint::translate_pasids) is in force.
     fn pasid_refused(&self, _requester: Requester, _address: u64, _access: Access) {}

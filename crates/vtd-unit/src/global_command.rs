@@ -2,82 +2,76 @@
 
 //! Carries out what software writes to GCMD. \[S 11.4.4\]
 
-use vtd_spec::registers::offset;
-use vtd_spec::{GlobalCommand, InterruptRemapTableAddress, RootTableAddress};
+use std::sync::Arc;
+
+use vm_memory::GuestMemoryBackend;
+use vtd_spec::GlobalCommand;
 
 use crate::core::Core;
+use crate::worker::Worker;
 
-impl<M> Core<M> {
-    /// Carries out a write of GCMD, bit by bit in a fixed order; returns whether the queue is to be run. GSTS tells of a
-    /// change when it is in effect and what it concerns has drained. \[S 11.4.4\]
-    pub(crate) fn command(&self, command: GlobalCommand) -> bool {
-        let core = self;
-        let (run_queue, remap, filter) = {
-            let mut registers = core.registers();
-            let mut status = registers.status();
-            let ecap = registers.capabilities.ecap;
-            if ecap.qi() && command.qie() != status.qies() {
-                status = status.with_qies(command.qie());
-                registers.queue_epoch += 1;
-                registers.set64(offset::IQH, 0);
-            }
-            if command.srtp() {
-                registers.root_table = RootTableAddress::from_bits(registers.get64(offset::RTADDR));
-                status = status.with_rtps(false);
-            }
-            let mut filter = false;
-            if ecap.ir() {
-                if command.sirtp() {
-                    let table = InterruptRemapTableAddress::from_bits(registers.get64(offset::IRTA));
-                    registers.interrupts.table = table;
-                    status = status.with_irtps(false);
-                }
-                filter = registers.interrupts.enabled != command.ire();
-                registers.interrupts.enabled = command.ire();
-                registers.interrupts.compatibility = command.cfi();
-            }
-            let remap = command.srtp() || command.te() != status.tes();
-            registers.set_status(status);
-            registers.enable_remapping = command.te();
-            if !command.te() && !registers.interrupts.enabled {
-                registers.fault_index = 0;
-            }
-            (registers.claim_queue(), remap, filter)
+impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
+    /// Takes a write of GCMD, and finishes it where nothing has to be waited for; else the executor does. GSTS tells of a
+    /// change when it is in effect and what it concerns has drained. Whether the queue is to be run.
+    pub(crate) fn command(self: &Arc<Self>, command: GlobalCommand) -> bool {
+        let (run_queue, begun) = {
+            let mut registers = self.registers();
+            registers.begin_command(command);
+            (registers.claim_queue(), registers.claim_command())
         };
-        if core.capabilities.ecap.ir() {
-            core.apply_interrupt_remapping();
+        if begun && !self.finish_command(Worker::Processor) {
+            let core = Arc::downgrade(self);
+            self.executor.execute(Box::new(move || {
+                if let Some(core) = core.upgrade() {
+                    core.finish_command(Worker::Executor);
+                }
+            }));
         }
-        if remap || filter {
-            core.apply_remapping();
-        }
-        if remap && let Some(observer) = core.observer() {
-            observer.remapping_changed();
-        }
-        let mut registers = core.registers();
-        let (before, interrupts) = (registers.status(), registers.interrupts);
-        let status = before
-            .with_rtps(before.rtps() || command.srtp())
-            .with_tes(registers.enable_remapping)
-            .with_irtps(before.irtps() || command.sirtp() && core.capabilities.ecap.ir())
-            .with_ires(interrupts.enabled)
-            .with_cfis(interrupts.compatibility);
-        registers.set_status(status);
         run_queue
     }
 
-    /// Takes over how the registers now say that interrupts are treated.
-    pub(crate) fn apply_interrupt_remapping(&self) {
-        let mut interrupts = self.interrupts_mut();
-        *interrupts = self.registers().interrupts;
+    /// Brings what software has commanded into effect, as it is now: again where it has changed meanwhile. False where
+    /// `worker` must not wait for what stands in the way; then the command is still claimed.
+    fn finish_command(&self, worker: Worker) -> bool {
+        loop {
+            let pending = self.registers().pending_command();
+            // How long an observer takes is for the tables to say.
+            if worker == Worker::Processor && pending.remaps() && self.is_observed() {
+                return false;
+            }
+            if pending.concerns_requests() && !self.apply_remapping(worker) {
+                return false;
+            }
+            if pending.concerns_interrupts() && !self.apply_interrupt_remapping(worker) {
+                return false;
+            }
+            if pending.remaps() {
+                self.each_observer(|observer| observer.remapping_changed());
+            }
+            if self.registers().finish_command(&pending) {
+                return true;
+            }
+        }
+    }
+
+    /// Takes over how the registers now say that interrupts are treated, and waits for the messages that were treated
+    /// otherwise. False where `worker` must not wait for them.
+    pub(crate) fn apply_interrupt_remapping(&self, worker: Worker) -> bool {
+        {
+            let mut interrupts = self.interrupts_mut();
+            *interrupts = self.registers().interrupts;
+        }
+        self.drain_messages(worker == Worker::Executor)
     }
 
     /// Gives every function the unit-wide state that the registers now hold, which empties their caches and waits
-    /// for their accesses in flight. Whoever comes last applies the newest state.
-    pub(crate) fn apply_remapping(&self) {
-        let functions = self.functions_mut();
-        let remapping = self.registers().remapping();
-        for function in functions.iter() {
-            function.write().set_remapping(remapping);
-        }
+    /// for their accesses in flight. False where `worker` must not wait for them.
+    pub(crate) fn apply_remapping(&self, worker: Worker) -> bool {
+        self.functions().iter().all(|function| {
+            worker.with(function, |cache| {
+                let remapping = self.registers().remapping();
+                cache.set_remapping(remapping);
+            })
+        })
     }
 }

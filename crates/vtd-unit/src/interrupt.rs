@@ -3,8 +3,8 @@
 //! Interrupt remapping: from a function's message to the message that reaches the processors. \[S 5.1\]
 //!
 //! Nothing of the table is cached: each interrupt reads its entry once, under the lock that an interrupt entry cache
-//! invalidation takes. Its message is sent with the lock released, so one that was remapped just before the invalidation
-//! may arrive just after it.
+//! invalidation takes. Its message is sent with the lock released, and counted until it has arrived: the invalidation waits
+//! for those that were remapped before it. \[S 6.8\]
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::interrupt::Interrupt;
@@ -18,14 +18,19 @@ use crate::function::Function;
 use crate::memory::load_qwords;
 use crate::notify::Message;
 use crate::outcome::{AddressType, Blocked, Fault, FaultType};
+use crate::unit_state::InterruptRemapping;
 
 impl<M: GuestMemoryBackend> Core<M> {
     /// Takes an interrupt request of a function: delivers it, remapped or not, or records why it is blocked.
     /// \[S 5.1.4; order as reference H.2\]
     pub(crate) fn interrupt(&self, function: &Function, message: Message) {
         let source_id = function.source_id;
-        match self.remap(source_id, message) {
-            Ok(message) => function.messages.message(message),
+        let remapped = {
+            let remapping = self.interrupts();
+            self.remap(&remapping, source_id, message).map(|message| (message, self.messages.enter()))
+        };
+        match remapped {
+            Ok((message, _entered)) => function.messages.message(message),
             Err((blocked, index)) => self.record_fault(
                 blocked,
                 &Fault {
@@ -41,8 +46,29 @@ impl<M: GuestMemoryBackend> Core<M> {
         }
     }
 
-    fn remap(&self, source_id: SourceId, message: Message) -> Result<Message, (Blocked, u16)> {
-        let remapping = self.interrupts();
+    /// Waits until every message has arrived that was remapped before; without `wait` only if there is none. False where
+    /// that is still to be done.
+    pub(crate) fn drain_messages(&self, wait: bool) -> bool {
+        let before = {
+            let _remapping = self.interrupts_mut();
+            if self.messages.is_empty() {
+                return true;
+            }
+            if !wait {
+                return false;
+            }
+            self.messages.turn()
+        };
+        self.messages.wait(&before);
+        true
+    }
+
+    fn remap(
+        &self,
+        remapping: &InterruptRemapping,
+        source_id: SourceId,
+        message: Message,
+    ) -> Result<Message, (Blocked, u16)> {
         if !remapping.enabled {
             return Ok(message);
         }

@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryBackend;
 use vtd_spec::ResponseCode;
 
 use crate::core::Core;
-use crate::function::{Function, Miss, RequestKind};
+use crate::function::{Cache, Function, Miss, RequestKind};
 use crate::notify::Message;
 use crate::outcome::{AddressType, Blocked, Fault, FaultType};
 use crate::request::{Access, PageGroupResponse, PageRequest, Requester};
@@ -68,20 +68,19 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             match cache.check_page_request(request.requester) {
                 Ok(()) => {
                     cache.forget_page(request.requester, request.address);
-                    // Queued under the function's lock: a PASID whose invalidation has completed sends nothing more.
-                    let pasid = cache.host_pasid(request.requester.pasid).flatten();
-                    let requester = Requester { pasid, ..request.requester };
-                    let queued = self.registers().queue_page_request(
-                        &*self.memory,
-                        function.source_id,
-                        PageRequest { requester, ..request },
-                    );
-                    if queued.0.is_none() {
-                        cache.counters.page_requests.add();
-                    }
-                    return Ok(queued);
+                    return Ok(self.enqueue(function, &cache, request));
                 }
                 Err(Miss::Blocked(blocked, _)) => return Err(blocked),
+                // This thread holds the caches: nothing is in them to forget, and nobody can fill them now.
+                Err(Miss::Unresolved | Miss::PageFault) if function.is_held() => {
+                    if !cache.remapping.enabled {
+                        return Ok((Some(ResponseCode::InvalidRequest), None));
+                    }
+                    let kind = RequestKind::PageRequest;
+                    let (source_id, requester) = (function.source_id, request.requester);
+                    cache.resolve_apart(&*self.memory, &self.capabilities, source_id, requester, kind)?;
+                    return Ok(self.enqueue(function, &cache, request));
+                }
                 Err(Miss::Unresolved | Miss::PageFault) => drop(cache),
             }
             let mut cache = function.write();
@@ -97,5 +96,21 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             )?;
         }
         Ok((Some(ResponseCode::Success), None))
+    }
+    /// Puts a request into the queue, under the function's lock: a PASID whose invalidation has completed sends nothing more.
+    fn enqueue(
+        &self,
+        function: &Function,
+        cache: &Cache,
+        request: PageRequest,
+    ) -> (Option<ResponseCode>, Option<Message>) {
+        let pasid = cache.host_pasid(request.requester.pasid).flatten();
+        let requester = Requester { pasid, ..request.requester };
+        let request = PageRequest { requester, ..request };
+        let queued = self.registers().queue_page_request(&*self.memory, function.source_id, request);
+        if queued.0.is_none() {
+            cache.counters.page_requests.add();
+        }
+        queued
     }
 }

@@ -5,17 +5,16 @@
 
 use std::cell::RefCell;
 use std::iter::FusedIterator;
-use std::sync::{Arc, RwLockReadGuard};
+use std::sync::Arc;
 
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions, VolatileSlice,
 };
-use vtd_spec::SourceId;
 
 use crate::core::Core;
-use crate::function::{Cache, Miss};
+use crate::function::{Function, Held, Miss, Shared};
 use crate::notify::{Message, Notify};
 use crate::outcome::{Fault, is_recorded};
 use crate::request::{Access, Requester};
@@ -36,32 +35,42 @@ impl Drop for Deferred {
 
 /// Memory as one requester of a function sees it; made by [`Endpoint::pin`](crate::Endpoint::pin).
 ///
-/// Every invalidation that concerns the function waits for its end: keep it short, and never wait for anything while
-/// it lives. An access that the unit blocks is recorded as a fault and reported as
+/// Every invalidation that concerns the function waits for its end, and the guest with it, but no thread that writes a
+/// register. Whoever must keep a pin long ends it when it is recalled
+/// ([`EndpointSink::pins_recalled`](crate::EndpointSink::pins_recalled)). An access that the unit blocks is recorded as a fault and reported as
 /// [`Error::InvalidGuestAddress`] with the address that the device used.
 pub struct Pinned<'a, M> {
     // Dropped in this order: unlock, then send.
-    cache: RwLockReadGuard<'a, Cache>,
+    cache: Shared<'a>,
+    _held: Held,
     deferred: Deferred,
     core: &'a Core<M>,
-    source_id: SourceId,
+    function: &'a Function,
     requester: Requester,
 }
 
 impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Pinned<'a, M> {
     pub(crate) fn new(
         core: &'a Core<M>,
-        source_id: SourceId,
-        cache: RwLockReadGuard<'a, Cache>,
+        function: &'a Function,
+        cache: Shared<'a>,
         requester: Requester,
     ) -> Self {
         let deferred = Deferred { notify: Arc::clone(&core.notify), messages: RefCell::default() };
-        Self { cache, deferred, core, source_id, requester }
+        Self { cache, _held: function.hold(), deferred, core, function, requester }
     }
 
     fn translate(&self, address: u64, access: Access) -> Result<u64> {
         let Core { memory, capabilities, .. } = self.core;
-        self.cache.translate(&**memory, capabilities, self.requester, address, access).map_err(|miss| {
+        let (source_id, requester) = (self.function.source_id, self.requester);
+        let translated = match self.cache.translate(&**memory, capabilities, requester, address, access) {
+            // A pin beside another, which keeps the caches from being filled.
+            Err(Miss::Unresolved) => {
+                self.cache.translate_apart(&**memory, capabilities, source_id, requester, address, access)
+            }
+            other => other,
+        };
+        translated.map_err(|miss| {
             self.deferred.messages.borrow_mut().extend(self.record(miss, address, access));
             Error::InvalidGuestAddress(GuestAddress(address))
         })
@@ -75,8 +84,14 @@ impl<'a, M: GuestMemoryBackend + Send + Sync + 'static> Pinned<'a, M> {
         }
         let pasid = self.cache.host_pasid(self.requester.pasid).unwrap_or(self.requester.pasid);
         let requester = Requester { pasid, ..self.requester };
-        let fault =
-            Fault::of_access(self.source_id, blocked.reason, requester, address, access, address_type);
+        let fault = Fault::of_access(
+            self.function.source_id,
+            blocked.reason,
+            requester,
+            address,
+            access,
+            address_type,
+        );
         self.core.registers().record_fault(&fault)
     }
 }

@@ -2,12 +2,13 @@
 
 //! The invalidation queue: fetches descriptors and carries them out in order. \[S 6.5.2\]
 //!
-//! One worker at a time holds the queue (`Registers::queue_running`). The processor that rings the doorbell
-//! works off a bounded number of descriptors; what is left goes on in a thread of its own, so that no queue, however
-//! long and however hostile, holds a virtual processor. Execution is serial, which satisfies every ordering rule: when
-//! a wait descriptor is reached, each invalidation before it has drained the accesses it concerns.
+//! One worker at a time holds the queue (`Registers::claim_queue`). The processor that rings the doorbell works off a
+//! bounded number of descriptors, as long as it finds nothing in flight that it would have to wait for; what is left goes to
+//! the executor, so that no queue, however long and however hostile, holds a virtual processor. Execution is serial, which
+//! satisfies every ordering rule: when a wait descriptor is reached, each invalidation before it has drained the accesses it
+//! concerns.
 
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::descriptors::{
@@ -16,22 +17,16 @@ use vtd_spec::descriptors::{
 use vtd_spec::{Descriptor, DescriptorWidth, QueueError, SourceId, TranslationTableMode};
 
 use crate::core::Core;
-use crate::function::Function;
+use crate::function::{Cache, Function};
 use crate::memory::{load_u64, store_u32};
 use crate::registers::{Next, TimeOut};
 use crate::request::{DeviceTlbInvalidation, PageGroupResponse};
+use crate::worker::Worker;
 
 /// Descriptors that the processor which rings the doorbell works off itself.
 const DOORBELL_BUDGET: usize = 128;
-
-/// Who works off the queue.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Worker {
-    /// A processor that rang the doorbell: it has other things to do.
-    Processor,
-    /// A thread of the queue's own.
-    Thread,
-}
+/// Those that the executor works off before it looks whether the unit is still there.
+const EXECUTOR_BUDGET: usize = 1024;
 
 /// Whether an observer may have to look at any number of PASIDs because of one descriptor.
 fn concerns_many(descriptor: &Descriptor) -> bool {
@@ -42,6 +37,20 @@ fn concerns_many(descriptor: &Descriptor) -> bool {
     }
 }
 
+/// The function that a device-TLB invalidation names, and what it receives.
+fn of_device(descriptor: &Descriptor) -> Option<(SourceId, DeviceTlbInvalidation)> {
+    match descriptor {
+        Descriptor::DeviceTlb(device) => {
+            Some((device.sid, DeviceTlbInvalidation { pasid: None, global: false, range: device.range }))
+        }
+        Descriptor::PasidDeviceTlb(device) => {
+            let (pasid, global) = (Some(device.pasid), device.gi);
+            Some((device.sid, DeviceTlbInvalidation { pasid, global, range: device.range }))
+        }
+        _ => None,
+    }
+}
+
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
     /// Works off the queue for a processor that rang the doorbell. The caller has claimed the queue.
     pub(crate) fn run_queue_for_processor(self: &Arc<Self>) {
@@ -49,25 +58,18 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         if self.run_queue(Worker::Processor, &mut time_out) {
             return;
         }
-        let core = Arc::clone(self);
-        let rest = move || {
+        let core = Arc::downgrade(self);
+        self.executor.execute(Box::new(move || {
             let mut time_out = time_out;
-            while !core.run_queue(Worker::Thread, &mut time_out) {}
-        };
-        if let Err(error) = std::thread::Builder::new().name("vtd-queue".into()).spawn(rest) {
-            static TOLD: Once = Once::new();
-            TOLD.call_once(|| {
-                tracing::warn!(%error, "no thread for the invalidation queue: it is worked off on the processor");
-            });
-            while !self.run_queue(Worker::Thread, &mut time_out) {}
-        }
+            while core.upgrade().is_some_and(|core| !core.run_queue(Worker::Executor, &mut time_out)) {}
+        }));
     }
 
-    /// Works off the queue, a processor only what is bounded; true when it was left empty or stopped, and released.
+    /// Works off a bounded part of the queue; true when it was left empty or stopped, and released.
     fn run_queue(&self, worker: Worker, time_out: &mut Option<TimeOut>) -> bool {
         let on_processor = worker == Worker::Processor;
-        let observed = self.observer().is_some();
-        for _ in 0..if on_processor { DOORBELL_BUDGET } else { usize::MAX } {
+        let observed = self.is_observed();
+        for _ in 0..if on_processor { DOORBELL_BUDGET } else { EXECUTOR_BUDGET } {
             let next = self.registers().next_descriptor(time_out);
             match next {
                 Next::Idle(message) => {
@@ -76,23 +78,29 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                 }
                 Next::Register(command) => {
                     if let Some(descriptor) = &command.descriptor {
-                        if on_processor && observed && concerns_many(descriptor) {
+                        if on_processor && observed && concerns_many(descriptor)
+                            || !self.invalidate(descriptor, worker)
+                        {
                             return false;
                         }
-                        self.invalidate_at_once(descriptor);
+                        self.tell_observer(descriptor);
+                        // No wait descriptor follows.
+                        self.each_observer(|observer| observer.complete(false));
                     }
                     self.registers().finish_register_invalidation(&command);
                 }
                 Next::Error { error, epoch } => self.queue_error(error, epoch),
                 Next::Fetch { address, width, mode, epoch, following } => {
                     match self.fetch(address, width, mode) {
-                        // Fetched again by a thread, as if it had never been looked at.
-                        Ok(descriptor) if on_processor && observed && concerns_many(&descriptor) => {
-                            return false;
-                        }
                         Ok(descriptor) => {
+                            // Fetched again by the executor, as if it had never been looked at.
+                            if on_processor && observed && concerns_many(&descriptor)
+                                || !self.invalidate(&descriptor, worker)
+                            {
+                                return false;
+                            }
                             if self.registers().advance(epoch, following) {
-                                self.execute(&descriptor, epoch, time_out);
+                                self.follow(&descriptor, epoch, time_out);
                                 self.tell_observer(&descriptor);
                             }
                         }
@@ -102,16 +110,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             }
         }
         false
-    }
-
-    /// Carries out a command of an invalidation register, which no wait descriptor follows.
-    fn invalidate_at_once(&self, descriptor: &Descriptor) {
-        // Of context cache and IOTLB: these do not time out.
-        self.execute(descriptor, 0, &mut None);
-        self.tell_observer(descriptor);
-        if let Some(observer) = self.observer() {
-            observer.complete(false);
-        }
     }
 
     fn fetch(
@@ -128,47 +126,62 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         Descriptor::decode_in(mode, qwords, width, &self.capabilities)
     }
 
-    fn execute(&self, descriptor: &Descriptor, epoch: u64, time_out: &mut Option<TimeOut>) {
+    /// What a descriptor takes out of the unit's own caches, and the requests that used it have ended. False where `worker`
+    /// must not wait for them; all is then to be done again, which does no harm.
+    fn invalidate(&self, descriptor: &Descriptor, worker: Worker) -> bool {
+        let each = |change: &dyn Fn(&mut Cache)| {
+            self.functions().iter().all(|function| worker.with(function, change))
+        };
         match descriptor {
-            Descriptor::ContextCache(context) => self.each_function(|function| {
+            Descriptor::ContextCache(context) => self.functions().iter().all(|function| {
                 // The context cache is not tagged with domains in scalable mode. [S 6.5.2.1]
-                if context.granularity != ContextGranularity::Device || context.names(function.source_id) {
-                    function.write().invalidate_context();
-                }
+                let concerned =
+                    context.granularity != ContextGranularity::Device || context.names(function.source_id);
+                !concerned || worker.with(function, Cache::invalidate_context)
             }),
-            Descriptor::Iotlb(iotlb) => self.each_function(|function| {
-                let mut cache = function.write();
-                match iotlb.granularity {
-                    IotlbGranularity::Global => cache.invalidate_iotlb(),
-                    IotlbGranularity::Domain => cache.invalidate_iotlb_of_domain(iotlb.did, None),
-                    IotlbGranularity::Page => {
-                        cache.invalidate_iotlb_of_domain(iotlb.did, Some(iotlb.range()))
-                    }
-                }
+            Descriptor::Iotlb(iotlb) => each(&|cache| match iotlb.granularity {
+                IotlbGranularity::Global => cache.invalidate_iotlb(),
+                IotlbGranularity::Domain => cache.invalidate_iotlb_of_domain(iotlb.did, None),
+                IotlbGranularity::Page => cache.invalidate_iotlb_of_domain(iotlb.did, Some(iotlb.range())),
             }),
-            Descriptor::PasidIotlb(iotlb) => self.each_function(|function| {
+            Descriptor::PasidIotlb(iotlb) => {
                 let range = match iotlb.granularity {
                     PasidIotlbGranularity::Pasid => None,
                     PasidIotlbGranularity::Page => Some(iotlb.range()),
                 };
-                function.write().invalidate_pasid_iotlb(iotlb.did, iotlb.pasid, range, iotlb.ih);
-            }),
-            Descriptor::PasidCache(pasids) => self.each_function(|function| {
-                let mut cache = function.write();
-                match pasids.granularity {
-                    PasidCacheGranularity::Global => cache.invalidate_pasids(),
-                    PasidCacheGranularity::Domain => cache.invalidate_pasids_of_domain(pasids.did),
-                    PasidCacheGranularity::Pasid => cache.invalidate_pasid(pasids.did, pasids.pasid),
-                }
-            }),
-            Descriptor::DeviceTlb(device) => {
-                let invalidation = DeviceTlbInvalidation { pasid: None, global: false, range: device.range };
-                self.invalidate_device(device.sid, invalidation, epoch, time_out);
+                each(&|cache| cache.invalidate_pasid_iotlb(iotlb.did, iotlb.pasid, range, iotlb.ih))
             }
-            Descriptor::PasidDeviceTlb(device) => {
-                let (pasid, global) = (Some(device.pasid), device.gi);
-                let invalidation = DeviceTlbInvalidation { pasid, global, range: device.range };
-                self.invalidate_device(device.sid, invalidation, epoch, time_out);
+            Descriptor::PasidCache(pasids) => each(&|cache| match pasids.granularity {
+                PasidCacheGranularity::Global => cache.invalidate_pasids(),
+                PasidCacheGranularity::Domain => cache.invalidate_pasids_of_domain(pasids.did),
+                PasidCacheGranularity::Pasid => cache.invalidate_pasid(pasids.did, pasids.pasid),
+            }),
+            Descriptor::DeviceTlb(_) | Descriptor::PasidDeviceTlb(_) => {
+                let Some((source_id, invalidation)) = of_device(descriptor) else { return true };
+                let scope = if invalidation.global { None } else { Some(invalidation.pasid) };
+                self.function(source_id).is_none_or(|function| {
+                    worker.with(&function, |cache| cache.invalidate_device_tlb(scope, invalidation.range))
+                })
+            }
+            // Nothing is kept of the interrupt remapping table, but messages may be in flight.
+            Descriptor::InterruptEntryCache(_) => self.drain_messages(worker == Worker::Executor),
+            // No unit here has host permission tables: the type does not decode.
+            Descriptor::PageGroupResponse(_) | Descriptor::Wait(_) | Descriptor::HptCache(_) => true,
+        }
+    }
+
+    /// What a descriptor does once, and outside the unit.
+    fn follow(&self, descriptor: &Descriptor, epoch: u64, time_out: &mut Option<TimeOut>) {
+        match descriptor {
+            Descriptor::DeviceTlb(_) | Descriptor::PasidDeviceTlb(_) => {
+                let Some((source_id, invalidation)) = of_device(descriptor) else { return };
+                match self.function(source_id) {
+                    Some(function) => function.sink.device_tlb_invalidation(invalidation),
+                    None if time_out.as_ref().is_none_or(|time_out| time_out.epoch != epoch) => {
+                        *time_out = Some(TimeOut { epoch, source_id });
+                    }
+                    None => {}
+                }
             }
             Descriptor::PageGroupResponse(response) => {
                 // A response to a function that is gone, or to no request, is discarded.
@@ -180,10 +193,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                     });
                 }
             }
-            // Nothing is kept of the interrupt remapping table, but requests may be in flight.
-            Descriptor::InterruptEntryCache(_) => drop(self.interrupts_mut()),
-            // No unit here has host permission tables: the type does not decode.
-            Descriptor::HptCache(_) => {}
             Descriptor::Wait(wait) => match time_out.take().filter(|time_out| time_out.epoch == epoch) {
                 // Waits that a time-out catches pending are aborted: no status, no interrupt. [S 6.5.2.11]
                 Some(time_out) => {
@@ -192,6 +201,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                 }
                 None => self.complete_wait(wait, epoch),
             },
+            _ => {}
         }
     }
 
@@ -200,48 +210,20 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         if matches!(descriptor, Descriptor::Wait(_) | Descriptor::PageGroupResponse(_)) {
             return;
         }
-        if let Some(observer) = self.observer() {
-            observer.invalidated(descriptor);
-        }
-    }
-
-    fn each_function(&self, mut f: impl FnMut(&Function)) {
-        for function in self.functions().iter() {
-            f(function);
-        }
+        self.each_observer(|observer| observer.invalidated(descriptor));
     }
 
     fn function(&self, source_id: SourceId) -> Option<Arc<Function>> {
         self.functions().iter().find(|function| function.source_id == source_id).cloned()
     }
 
-    fn invalidate_device(
-        &self,
-        source_id: SourceId,
-        invalidation: DeviceTlbInvalidation,
-        epoch: u64,
-        time_out: &mut Option<TimeOut>,
-    ) {
-        let Some(function) = self.function(source_id) else {
-            if time_out.as_ref().is_none_or(|time_out| time_out.epoch != epoch) {
-                *time_out = Some(TimeOut { epoch, source_id });
-            }
-            return;
-        };
-        let scope = if invalidation.global { None } else { Some(invalidation.pasid) };
-        function.write().invalidate_device_tlb(scope, invalidation.range);
-        function.sink.device_tlb_invalidation(invalidation);
-    }
-
     /// All before a wait has been carried out, page requests received before it are in their queue. \[S 6.5.2.8\]
     fn complete_wait(&self, wait: &Wait, epoch: u64) {
-        if let Some(observer) = self.observer() {
-            observer.complete(wait.pd);
-        }
+        self.each_observer(|observer| observer.complete(wait.pd));
         let message = {
             let mut registers = self.registers();
             // Whoever has disabled the queue may use the status address for something else.
-            if registers.queue_epoch != epoch {
+            if !registers.is_queue_epoch(epoch) {
                 return;
             }
             let address = wait.status_address & self.capabilities.max_host_address();
@@ -257,7 +239,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
     fn queue_error(&self, error: QueueError, epoch: u64) {
         let message = {
             let mut registers = self.registers();
-            if registers.queue_epoch != epoch {
+            if !registers.is_queue_epoch(epoch) {
                 return;
             }
             let record = registers.queue_error().with_iqei(error.into_bits());

@@ -105,7 +105,7 @@ fn an_update_that_fails_is_a_fault_and_recorded_for_translation_requests_too() {
     let config = UnitConfig { ssts: true, ssads: true, ..UnitConfig::default() };
     let unit = Unit::new(&config, Arc::new(memory), notify).unwrap();
     let sink: Arc<dyn EndpointSink> = Arc::new(common::Sink::default());
-    let endpoint = unit.endpoint(SOURCE_ID, sink);
+    let endpoint = unit.endpoint(SOURCE_ID, sink).unwrap();
     unit.write(offset::RTADDR, &(ROOT_TABLE | 0x400).to_le_bytes());
     unit.write(offset::GCMD, &(1u32 << 30).to_le_bytes());
     unit.write(offset::GCMD, &(1u32 << 31).to_le_bytes());

@@ -323,7 +323,9 @@ fn a_function_that_was_replaced_reaches_nothing() {
     nested.map_first(ADDRESS, page, entry::USER);
     nested.write(ADDRESS, &[1]).unwrap();
     let sink = std::sync::Arc::clone(&nested.guest.sink) as std::sync::Arc<dyn vtd_unit::EndpointSink>;
-    let replacement = nested.guest.unit.endpoint(common::SOURCE_ID, sink);
+    assert!(nested.guest.unit.endpoint(common::SOURCE_ID, sink.clone()).is_err(), "it is there already");
+    assert!(nested.guest.unit.remove_endpoint(common::SOURCE_ID));
+    let replacement = nested.guest.unit.endpoint(common::SOURCE_ID, sink).unwrap();
     assert!(nested.write(ADDRESS, &[2]).is_err(), "nothing would invalidate what it has cached");
     replacement.write(Guest::with_pasid(PASID), ADDRESS, &[3]).unwrap();
 }

@@ -42,7 +42,7 @@ fn pasid_cache() -> Descriptor {
 fn invalidations_are_heard_in_order_and_before_their_wait_completes() {
     let guest = Guest::new();
     let log = Arc::new(Log { heard: Mutex::default(), memory: Arc::clone(&guest.memory) });
-    assert!(guest.unit.set_observer(&(Arc::clone(&log) as Arc<dyn Observer>)));
+    guest.unit.add_observer(&(Arc::clone(&log) as Arc<dyn Observer>));
     let iotlb =
         Descriptor::decode([0x12, 0, 0, 0], vtd_spec::DescriptorWidth::Bits256, &guest.unit.capabilities());
     guest.submit_all(&[pasid_cache(), iotlb.unwrap()]);

@@ -352,7 +352,7 @@ fn insistent(guest: &Guest) -> Arc<Insistent> {
     const DEVICE: SourceId = SourceId::new(0, 0xa, 0);
     guest.add_function(DEVICE);
     let sink = Arc::new(Insistent::default());
-    let endpoint = guest.unit.endpoint(DEVICE, Arc::clone(&sink) as Arc<dyn EndpointSink>);
+    let endpoint = guest.unit.endpoint(DEVICE, Arc::clone(&sink) as Arc<dyn EndpointSink>).unwrap();
     sink.endpoint.set(endpoint).ok().unwrap();
     sink
 }

@@ -633,7 +633,7 @@ mod doorbell {
         const GATED: SourceId = SourceId::new(0, 0x10, 0);
         let guest = Guest::new();
         let gate = Arc::new(Gate::default());
-        guest.unit.endpoint(GATED, Arc::clone(&gate) as Arc<dyn EndpointSink>);
+        guest.unit.endpoint(GATED, Arc::clone(&gate) as Arc<dyn EndpointSink>).unwrap();
         for _ in 0..ALL {
             guest.queue(&device_tlb(GATED, AddressRange::ALL));
         }
@@ -691,8 +691,9 @@ mod doorbell {
         let (guest, gate) = full_queue();
         guest.ring();
         eventually("the gate", || gate.heard() == PASS + 1);
-        guest.command_off(1 << 26);
+        guest.write32(offset::GCMD, 1 << 31);
         assert_eq!(guest.read64(offset::IQH), 0);
+        assert_ne!(guest.read32(offset::GSTS) & 1 << 26, 0, "a descriptor is under way");
         // A new queue in another place, enabled while the old worker is still held.
         let base = guest.page();
         for (index, qword) in wait(STATUS, 7).encode().into_iter().enumerate() {
@@ -715,13 +716,13 @@ mod doorbell {
         let guest = Guest::new();
         let gate = Arc::new(Gate::default());
         *gate.heard.lock().unwrap() = PASS;
-        guest.unit.endpoint(GATED, Arc::clone(&gate) as Arc<dyn EndpointSink>);
+        guest.unit.endpoint(GATED, Arc::clone(&gate) as Arc<dyn EndpointSink>).unwrap();
         guest.queue(&device_tlb(MISSING, AddressRange::ALL));
         guest.queue(&device_tlb(GATED, AddressRange::ALL));
         std::thread::scope(|scope| {
             scope.spawn(|| guest.ring());
             eventually("the gate", || gate.heard() == PASS + 1);
-            guest.command_off(1 << 26);
+            guest.write32(offset::GCMD, 1 << 31);
             guest.restart_queue();
             guest.queue(&wait(STATUS, 7));
             guest.ring();
@@ -755,7 +756,7 @@ mod doorbell {
             let gate = Arc::new(Gate::default());
             *gate.heard.lock().unwrap() = PASS;
             let observer: Arc<dyn Observer> = Arc::new(Hold(Arc::clone(&gate)));
-            assert!(guest.unit.set_observer(&observer));
+            guest.unit.add_observer(&observer);
             let both =
                 Wait { interrupt: true, sw: true, status_data: 7, status_address: STATUS, ..Wait::default() };
             guest.queue(&Descriptor::Wait(both));
@@ -764,12 +765,14 @@ mod doorbell {
                 eventually("the gate", || gate.heard() == PASS + 1);
                 if reset {
                     guest.unit.reset();
+                    assert_eq!(guest.read32(offset::GSTS), 0);
                 } else {
-                    guest.command_off(1 << 26);
+                    guest.write32(offset::GCMD, 1 << 31);
+                    assert_ne!(guest.read32(offset::GSTS) & 1 << 26, 0, "the descriptor is under way");
                 }
-                assert_eq!(guest.read32(offset::GSTS) & 1 << 26, 0);
                 gate.open();
             });
+            assert_eq!(guest.read32(offset::GSTS) & 1 << 26, 0);
             assert_eq!((status(&guest), guest.read32(offset::ICS)), (0, 0), "reset: {reset}");
         }
     }

@@ -244,7 +244,7 @@ fn an_observer_hears_the_command_before_it_is_done() {
     let legacy = Legacy::new("");
     let listener = Arc::new(Listener::default());
     let observer: Arc<dyn Observer> = Arc::clone(&listener) as _;
-    assert!(legacy.guest.unit.set_observer(&observer));
+    legacy.guest.unit.add_observer(&observer);
     legacy.context_command(ContextCommand::new().with_cirg(1));
     eventually("the command's end", || !ContextCommand::from_bits(legacy.guest.read64(offset::CCMD)).icc());
     let heard = listener.0.lock().unwrap();

@@ -86,7 +86,7 @@ impl Machine {
         let unit =
             Unit::new(&UnitConfig::default(), Arc::clone(&memory), Arc::clone(&messages) as Arc<dyn Notify>)
                 .unwrap();
-        let dsa = Dsa::new(|sink| unit.endpoint(SOURCE_ID, sink)).unwrap();
+        let dsa = Dsa::new(|sink| unit.endpoint(SOURCE_ID, sink).unwrap()).unwrap();
         let (heap, tail) = (Mutex::new(HEAP), Mutex::new(0));
         let machine = Self { memory, unit, messages, dsa, heap, tail };
 

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use vm_memory::{GuestMemory, GuestMemoryBackend};
-use vtd_unit::{Endpoint, EndpointSink, Message, PageGroupResponse, Pinned, Requester, SourceId, Unit};
+use vtd_unit::{
+    Endpoint, EndpointSink, Message, PageGroupResponse, Pinned, Requester, SourceId, SourceIdInUse, Unit,
+};
 
 /// Where a device's memory requests and messages go.
 pub trait Dma: Send + Sync + 'static {
@@ -44,9 +46,13 @@ impl EndpointSink for NoAts {
 }
 
 /// The port of the function with this source-id, behind the unit.
+///
+/// # Errors
+///
+/// There is one already.
 pub fn endpoint<M: GuestMemoryBackend + Send + Sync + 'static>(
     unit: &Unit<M>,
     source_id: SourceId,
-) -> Endpoint<M> {
+) -> Result<Endpoint<M>, SourceIdInUse> {
     unit.endpoint(source_id, Arc::new(NoAts))
 }

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{Pasid, SourceId};
-use vtd_unit::{DeviceTlbInvalidation, Endpoint, EndpointSink, Message, PageGroupResponse, Unit};
+use vtd_unit::{
+    DeviceTlbInvalidation, Endpoint, EndpointSink, Message, PageGroupResponse, SourceIdInUse, Unit,
+};
 
 use crate::host::{Attachment, DeviceId, HostEvents, HostIommu, Invalidation};
 use crate::pasids::HostPasids;
@@ -74,7 +76,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         host: &Arc<dyn HostIommu>,
         pasids: &Arc<HostPasids>,
         tracer: Option<Arc<dyn Tracer>>,
-    ) -> Arc<Self> {
+    ) -> Result<Arc<Self>, SourceIdInUse> {
         let assigned = Arc::new(Self {
             unit: unit.clone(),
             source_id,
@@ -86,11 +88,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             changes: Mutex::default(),
             shadow: Mutex::new(Shadow::new()),
         });
-        let port = unit.endpoint(source_id, Arc::new(Port(Arc::downgrade(&assigned))));
+        let port = unit.endpoint(source_id, Arc::new(Port(Arc::downgrade(&assigned))))?;
         let _ = assigned.port.set(port);
         let events: Weak<dyn HostEvents> = Arc::downgrade(&assigned) as Weak<dyn HostEvents>;
         host.listen(device, events);
-        assigned
+        Ok(assigned)
     }
 
     /// The function's source-id in the guest.

@@ -51,6 +51,9 @@ pub enum SoftHostError {
     /// The physical unit's options.
     #[error(transparent)]
     Unit(#[from] vtd_unit::ConfigError),
+    /// Two functions of one name.
+    #[error(transparent)]
+    SourceId(#[from] vtd_unit::SourceIdInUse),
     /// The driver.
     #[error("soft host: {0}")]
     Driver(#[from] vtd_driver::Error),

@@ -51,8 +51,11 @@ impl SoftHost {
         let ats = Some(Ats { global_invalidate: true, ..Ats::default() });
         self.driver().iommu.add_device(DeviceConfig { ats, ..DeviceConfig::with_sva(source_id) })?;
         let sink = Arc::new(FunctionSink::new(id, device));
-        let endpoint =
-            self.unit.endpoint_with_messages(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>, messages);
+        let endpoint = self.unit.endpoint_with_messages(
+            source_id,
+            Arc::clone(&sink) as Arc<dyn EndpointSink>,
+            messages,
+        )?;
         if !self.config.identical_pasids {
             endpoint.translate_pasids();
         }

@@ -89,9 +89,11 @@ impl Rig {
         let (device, port) = host
             .function(Arc::clone(&sink) as Arc<dyn EndpointSink>, Arc::clone(&messages) as Arc<dyn Notify>)
             .unwrap();
+        // What it has there is assigned.
+        guest.unit.remove_endpoint(SOURCE_ID);
         let joint =
             Joint::new(&guest.unit, between(Arc::clone(&host) as Arc<dyn HostIommu>), tracer).unwrap();
-        let assigned = joint.assign(SOURCE_ID, device);
+        let assigned = joint.assign(SOURCE_ID, device).unwrap();
         Self { guest, host, joint, assigned, device, port, sink, messages }
     }
 
@@ -104,7 +106,7 @@ impl Rig {
             .host
             .function(Arc::clone(&sink) as Arc<dyn EndpointSink>, messages as Arc<dyn Notify>)
             .unwrap();
-        let assigned = self.joint.assign(source_id, id);
+        let assigned = self.joint.assign(source_id, id).unwrap();
         Device { source_id, id, port, sink, assigned }
     }
 

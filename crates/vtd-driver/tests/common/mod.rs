@@ -241,7 +241,7 @@ impl System {
     /// A device that makes requests by PASID, with ATS and page requests if `ats`.
     pub fn add_device(&mut self, source_id: SourceId, ats: bool) -> Device {
         let sink = Arc::new(Sink::default());
-        let port = self.unit.endpoint(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>);
+        let port = self.unit.endpoint(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>).unwrap();
         port.set_ats_enabled(ats);
         let config = match ats {
             true => DeviceConfig::with_sva(source_id),

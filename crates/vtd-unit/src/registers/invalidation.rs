@@ -57,7 +57,7 @@ impl Registers {
     /// Takes a command that software has started. In another mode, and where the queue is enabled, it is ignored, which
     /// the actual granularity 0 tells.
     pub(crate) fn start_register_invalidation(&mut self, register: InvalidationRegister) {
-        let served = self.root_table.ttm() == TranslationTableMode::Legacy && !self.status().qies();
+        let served = self.root_table.ttm() == TranslationTableMode::Legacy && !self.queue_enabled;
         self.set_command_state(register, served, 0);
     }
 

@@ -3,6 +3,7 @@
 //! The register page: what software reads and writes, by the attribute of each bit. What a write sets off beyond
 //! its own bits is returned as [`Effects`] and carried out by the unit, with no lock of the page held.
 
+mod command;
 mod fault;
 mod invalidation;
 mod page;
@@ -18,6 +19,7 @@ use vtd_spec::{Capabilities, FaultStatus, RootTableAddress};
 use crate::config::VirtualCommandEncoding;
 use crate::notify::Message;
 use crate::unit_state::InterruptRemapping;
+use command::PendingCommand;
 use page::{DWORDS, Event, index};
 
 /// What a register write asks the unit to do once the page is unlocked.
@@ -48,6 +50,9 @@ impl Registers {
             enable_remapping: false,
             interrupts: InterruptRemapping::default(),
             virtual_command,
+            command: PendingCommand::default(),
+            command_running: false,
+            queue_enabled: false,
             queue_running: false,
             queue_epoch: 0,
         };
@@ -121,6 +126,8 @@ impl Registers {
         self.root_table = RootTableAddress::from_bits(0);
         self.enable_remapping = false;
         self.interrupts = InterruptRemapping::default();
+        self.reset_command();
+        self.queue_enabled = false;
         self.queue_epoch += 1;
     }
 
@@ -188,7 +195,7 @@ impl Registers {
     /// something to do, and nobody does it yet.
     pub(crate) fn claim_queue(&mut self) -> bool {
         let work =
-            self.status().qies() && self.queue_has_work() || self.pending_register_invalidation().is_some();
+            self.queue_enabled && self.queue_has_work() || self.pending_register_invalidation().is_some();
         let claimed = !self.queue_running && work;
         self.queue_running |= claimed;
         claimed

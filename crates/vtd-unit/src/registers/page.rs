@@ -5,6 +5,7 @@
 use vtd_spec::registers::offset;
 use vtd_spec::{Capabilities, EventControl, FaultStatus, GlobalStatus, RootTableAddress};
 
+use super::command::PendingCommand;
 use crate::config::VirtualCommandEncoding;
 use crate::notify::Message;
 use crate::unit_state::{InterruptRemapping, Remapping};
@@ -54,6 +55,11 @@ pub(crate) struct Registers {
     pub(crate) interrupts: InterruptRemapping,
     /// The virtual command interface, where there is one.
     pub(crate) virtual_command: Option<VirtualCommandEncoding>,
+    /// What GCMD was told and is not in effect yet, and whether somebody brings it into effect.
+    pub(super) command: PendingCommand,
+    pub(super) command_running: bool,
+    /// The invalidation queue is enabled, as last commanded; GSTS.QIES follows.
+    pub(super) queue_enabled: bool,
     /// Someone is processing the invalidation queue.
     pub(crate) queue_running: bool,
     /// Counts enablings of the queue, so that its worker notices one.

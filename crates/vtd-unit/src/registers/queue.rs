@@ -34,10 +34,11 @@ pub(crate) struct TimeOut {
 impl Registers {
     /// The next descriptor; releases the queue where there is none.
     pub(crate) fn next_descriptor(&mut self, time_out: &mut Option<TimeOut>) -> Next {
+        self.settle_queue_status();
         if let Some(command) = self.pending_register_invalidation() {
             return Next::Register(command);
         }
-        if !self.status().qies() || !self.queue_has_work() {
+        if !self.queue_enabled || !self.queue_has_work() {
             return self.release_queue(time_out);
         }
         let queue = self.queue_address();
@@ -62,6 +63,7 @@ impl Registers {
 
     fn release_queue(&mut self, time_out: &mut Option<TimeOut>) -> Next {
         self.queue_running = false;
+        self.settle_queue_status();
         // No wait followed: the time-out is seen all the same.
         Next::Idle(time_out.take().and_then(|time_out| self.invalidation_time_out(&time_out)))
     }
@@ -77,6 +79,11 @@ impl Registers {
             self.set_queue_error(record);
         }
         self.raise_fault_condition(|status| status.with_ite(true))
+    }
+
+    /// Whether the queue is still enabled as it was the `epoch`-th time.
+    pub(crate) fn is_queue_epoch(&self, epoch: u64) -> bool {
+        self.queue_epoch == epoch
     }
 
     /// The descriptor at the head is valid: moves past it, unless the queue was disabled meanwhile.

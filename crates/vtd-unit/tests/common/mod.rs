@@ -59,6 +59,7 @@ impl Notify for Messages {
 pub struct Sink {
     pub responses: Mutex<Vec<PageGroupResponse>>,
     pub invalidations: Mutex<Vec<DeviceTlbInvalidation>>,
+    pub recalls: Mutex<usize>,
 }
 
 impl EndpointSink for Sink {
@@ -68,6 +69,10 @@ impl EndpointSink for Sink {
 
     fn device_tlb_invalidation(&self, invalidation: DeviceTlbInvalidation) {
         self.invalidations.lock().unwrap().push(invalidation);
+    }
+
+    fn pins_recalled(&self) {
+        *self.recalls.lock().unwrap() += 1;
     }
 }
 
@@ -107,7 +112,7 @@ impl Guest {
         let messages = Arc::new(Messages::default());
         let unit = Unit::new(config, Arc::clone(&memory), Arc::clone(&messages) as Arc<dyn Notify>).unwrap();
         let sink = Arc::new(Sink::default());
-        let endpoint = unit.endpoint(SOURCE_ID, Arc::clone(&sink) as Arc<dyn EndpointSink>);
+        let endpoint = unit.endpoint(SOURCE_ID, Arc::clone(&sink) as Arc<dyn EndpointSink>).unwrap();
         Self {
             memory,
             unit,
@@ -168,11 +173,12 @@ impl Guest {
         self.write_context(source_id, Self::context());
     }
 
-    /// Another function, with its own sink, behind the same PASID directory.
+    /// Another function, with its own sink, behind the same PASID directory. It replaces one that is there.
     pub fn endpoint_at(&self, source_id: SourceId) -> (Endpoint<Memory>, Arc<Sink>) {
+        self.unit.remove_endpoint(source_id);
         self.add_function(source_id);
         let sink = Arc::new(Sink::default());
-        (self.unit.endpoint(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>), sink)
+        (self.unit.endpoint(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>).unwrap(), sink)
     }
 
     /// A context entry for all PASIDs, with ATS and page requests.
@@ -335,17 +341,18 @@ impl Guest {
         Requester { pasid: Some(pasid), privileged: false }
     }
 
-    /// Writes GCMD as Linux does: the persistent bits of GSTS with one more.
+    /// Writes GCMD as Linux does: the persistent bits of GSTS with one more, and waits for it.
     pub fn command(&self, bit: u32) {
         let status = self.read32(offset::GSTS) & 0x96ff_ffff;
         self.write32(offset::GCMD, status | bit);
-        assert_eq!(self.read32(offset::GSTS) & bit, bit, "GCMD bit {bit:#x} was not taken");
+        patience::eventually("GSTS", || self.read32(offset::GSTS) & bit == bit);
     }
 
-    /// Writes GCMD with a persistent bit cleared.
+    /// Writes GCMD with a persistent bit cleared, and waits for that.
     pub fn command_off(&self, bit: u32) {
         let status = self.read32(offset::GSTS) & 0x96ff_ffff;
         self.write32(offset::GCMD, status & !bit);
+        patience::eventually("GSTS", || self.read32(offset::GSTS) & bit == 0);
     }
 
     /// The fault record `index`, cleared as Linux clears it; `None` where F is not set.
