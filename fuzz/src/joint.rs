@@ -425,7 +425,7 @@ impl Machine {
                 // What a host passes on has been through its unit.
                 let request = page_request(by, 0x1000, *flags, group & 0x1ff);
                 if let Some(events) = self.ledger.events(device) {
-                    events.page_request(device, request);
+                    events.page_request(device, request, 0);
                 }
             }
             Action::HostFault { by, of_device, reason, address } => {

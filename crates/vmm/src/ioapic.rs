@@ -37,6 +37,8 @@ const READ_ONLY: u64 = DELIVERY_STATUS | REMOTE_IRR;
 const RESERVED: u64 = 0x0000_ffff_fffe_0000;
 
 const MSI_BASE: u64 = 0xfee0_0000;
+/// As a destination, in physical mode.
+const EVERY_PROCESSOR: u64 = 0xff;
 const MSI_LEVEL_ASSERT: u32 = 1 << 14;
 const MSI_LEVEL: u32 = 1 << 15;
 
@@ -44,8 +46,9 @@ const MSI_LEVEL: u32 = 1 << 15;
 pub trait InterruptSink: Send + Sync {
     /// Delivers one interrupt. Called with no lock held.
     fn deliver(&self, message: Message);
-    /// The messages of the unmasked level-triggered pins in compatibility format changed: the local APICs must report the end of these
-    /// interrupts back ([`IoApic::end_of_interrupt`]). Called under the I/O APIC's lock so that changes arrive in
+    /// The messages of the unmasked level-triggered pins changed, in compatibility format: the local APICs must report the
+    /// end of these interrupts back ([`IoApic::end_of_interrupt`]). Those of pins in remappable format name every processor,
+    /// because only the unit knows which one it is; their vector is the one that it sees. Called under the I/O APIC's lock so that changes arrive in
     /// order; must not call back.
     fn level_routes(&self, routes: &[Option<Message>; PINS]);
 }
@@ -81,6 +84,18 @@ fn message(entry: u64) -> Message {
         }
     }
     Message { address, data }
+}
+
+/// The message whose end a local APIC is to report, for the redirection entry of a level pin.
+///
+/// Software that relies on the broadcast of ends gives both entries, this one and the unit's, one vector, as the
+/// specification wants it; other software writes the EOI register, and a report too many does no harm. \[S 5.1.5.1\]
+fn level_route(entry: u64) -> Message {
+    if entry & FORMAT_REMAPPABLE == 0 {
+        return message(entry);
+    }
+    let data = (entry & 0xff) as u32 | MSI_LEVEL | MSI_LEVEL_ASSERT;
+    Message { address: MSI_BASE | EVERY_PROCESSOR << 12, data }
 }
 
 impl State {
@@ -192,10 +207,8 @@ impl<S: InterruptSink> IoApic<S> {
         let out = state.set_register(index, value);
         let mut routes = [None; PINS];
         for (route, entry) in routes.iter_mut().zip(state.redirection) {
-            // In remappable format the vector is not the one that the local APIC sees: software writes the EOI
-            // register then. [S 5.1.5.1]
-            if entry & LEVEL != 0 && entry & (MASKED | FORMAT_REMAPPABLE) == 0 {
-                *route = Some(message(entry));
+            if entry & LEVEL != 0 && entry & MASKED == 0 {
+                *route = Some(level_route(entry));
             }
         }
         if routes != state.routes {
@@ -343,9 +356,11 @@ mod tests {
         set(&ioapic, 0x23, 0x0001_0000);
         set(&ioapic, 0x22, 0x8029); // unmasked again, but in remappable format
         let routes = seen.routes.lock().unwrap();
-        assert_eq!(routes.len(), 2);
+        assert_eq!(routes.len(), 3);
         assert_eq!(routes[0][9], Some(Message { address: 0xfee0_0000, data: 0xc029 }));
         assert_eq!(routes[1][9], None);
+        // Whichever processor the unit makes of it.
+        assert_eq!(routes[2][9], Some(Message { address: 0xfeef_f000, data: 0xc029 }));
     }
 
     #[test]

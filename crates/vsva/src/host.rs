@@ -5,7 +5,8 @@
 //!
 //! The rules a host keeps:
 //!
-//! - An attachment replaces what was there, atomically; when it fails, what was there stays.
+//! - An attachment replaces what was there, atomically; when it fails, what was there stays, unless the host says otherwise
+//!   ([`HostError::Lost`]). A host that is merely busy ([`HostError::Busy`]) is asked again at the guest's next wait.
 //! - Blocking, invalidating and freeing cannot fail.
 //! - Capabilities do not change while a machine runs.
 //! - Domain-ids and the PASID cache are the host's own: a guest's PASID-cache invalidation is resolved above, and never
@@ -14,7 +15,7 @@
 use std::sync::Weak;
 
 use vtd_spec::{AddressRange, Capabilities, FaultReason, Pasid};
-use vtd_unit::{Access, FirstStageTable, PageGroupResponse, PageRequest};
+use vtd_unit::{Access, FirstStageTable, PageGroupResponse, PageRequest, UnitConfig};
 
 /// How a host names a function that it has assigned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,7 +23,7 @@ pub struct DeviceId(pub u32);
 
 /// What a host offers for nesting: the masked capabilities of its units. \[Linux uapi: struct iommu_nesting_info,
 /// VTD_CAP_MASK, VTD_ECAP_MASK\]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NestingInfo {
     /// CAP.FS1GP: 1 GiB pages in a guest's first stage.
     pub fs1gp: bool,
@@ -40,6 +41,11 @@ pub struct NestingInfo {
     pub address_width: u32,
     /// A PASID of the guest is always bound under the same number: PASID tables are the device's own.
     pub identical_pasids: bool,
+    /// PASID 0 stands for the function itself, as on Linux's iommufd: the guest cannot choose another for requests without
+    /// PASID. \[Linux include/linux/iommu.h: IOMMU_NO_PASID\]
+    pub pasid_zero_is_rid: bool,
+    /// The host answers the page request groups of a PASID that it blocks or attaches anew by itself.
+    pub ends_groups: bool,
 }
 
 impl NestingInfo {
@@ -47,7 +53,7 @@ impl NestingInfo {
     ///
     /// # Errors
     ///
-    /// The first capability that the host lacks.
+    /// Everything that the host lacks.
     pub fn check(&self, guest: &Capabilities) -> Result<(), Unsupported> {
         let (cap, ecap) = (guest.cap, guest.ecap);
         let lacking = [
@@ -57,21 +63,46 @@ impl NestingInfo {
             (ecap.srs() && !self.srs, "supervisor requests (srs)"),
             (ecap.eafs() && !self.eafs, "the extended-accessed flag (eafs)"),
             (ecap.pasid() && guest.pasid_bits() > self.pasid_bits, "PASIDs of that width (pss)"),
+            (ecap.rps() && self.pasid_zero_is_rid, "another PASID than 0 for requests without one (rps)"),
             (u32::from(guest.haw) > self.address_width, "guest physical addresses of that width (haw)"),
         ];
-        match lacking.into_iter().find(|(lacks, _)| *lacks) {
-            Some((_, capability)) => Err(Unsupported { capability }),
-            None => Ok(()),
-        }
+        let capabilities: Vec<_> =
+            lacking.into_iter().filter(|(lacks, _)| *lacks).map(|(_, capability)| capability).collect();
+        if capabilities.is_empty() { Ok(()) } else { Err(Unsupported { capabilities }) }
+    }
+
+    /// Turns off what a guest's unit cannot promise on this host, so that [`Self::check`] finds nothing lacking.
+    ///
+    /// ```
+    /// # use vsva::NestingInfo;
+    /// # use vtd_unit::UnitConfig;
+    /// let host = NestingInfo { pasid_bits: 16, address_width: 48, ..NestingInfo::default() };
+    /// let mut config = UnitConfig::default();
+    /// host.restrict(&mut config);
+    /// assert!(host.check(&config.capabilities().unwrap()).is_ok());
+    /// ```
+    pub fn restrict(&self, guest: &mut UnitConfig) {
+        guest.fs1gp &= self.fs1gp;
+        guest.fs5lp &= self.fs5lp;
+        guest.prs &= self.prs;
+        // What drains page requests, and says what becomes of stop markers, is for those who have any.
+        guest.pds &= self.prs;
+        guest.sms &= self.prs;
+        guest.srs &= self.srs;
+        guest.eafs &= self.eafs;
+        guest.rps &= !self.pasid_zero_is_rid;
+        guest.pasid &= self.pasid_bits > 0;
+        guest.pss = guest.pss.min(self.pasid_bits.saturating_sub(1) as u8);
+        guest.haw = guest.haw.min(self.address_width as u8);
     }
 }
 
 /// The guest's unit promises what the host does not have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the host does not have {capability}: turn it off for the guest's IOMMU")]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the host does not have {}: turn that off for the guest's IOMMU", capabilities.join(", "))]
 pub struct Unsupported {
     /// What is lacking.
-    pub capability: &'static str,
+    pub capabilities: Vec<&'static str>,
 }
 
 /// What a function's requests, or those with one PASID, are attached to.
@@ -104,6 +135,12 @@ pub enum HostError {
     /// The host's unit does not honour a flag of the entry.
     #[error("{0} is not supported")]
     Flag(&'static str),
+    /// Not now: it may be asked again.
+    #[error("the host is busy")]
+    Busy,
+    /// The replacement failed, and what was attached before is gone, too: requests are blocked.
+    #[error("host: {0}; what was attached before is gone")]
+    Lost(String),
     /// The host failed for reasons of its own.
     #[error("host: {0}")]
     Host(String),
@@ -116,7 +153,12 @@ impl HostError {
             Self::Flag(_) => FaultReason::Spt3,
             Self::Levels(_) => FaultReason::Spt4_3,
             Self::TableAddress(_) => FaultReason::Sfs4,
-            Self::NoDevice(_) | Self::NotAllocated(_) | Self::NoPasid | Self::Host(_) => FaultReason::Spt2,
+            Self::NoDevice(_)
+            | Self::NotAllocated(_)
+            | Self::NoPasid
+            | Self::Busy
+            | Self::Lost(_)
+            | Self::Host(_) => FaultReason::Spt2,
         }
     }
 }
@@ -175,8 +217,8 @@ pub enum FaultPasid {
 /// What a host tells. Called with no lock of the host held.
 pub trait HostEvents: Send + Sync {
     /// The function asks for a page; the PASID is the host's. The last request of a group waits for
-    /// [`HostIommu::respond`].
-    fn page_request(&self, device: DeviceId, request: PageRequest);
+    /// [`HostIommu::respond`], to which its `cookie` comes back: a number that means something to the host alone.
+    fn page_request(&self, device: DeviceId, request: PageRequest, cookie: u64);
 
     /// A request of the function was blocked.
     fn fault(&self, device: DeviceId, fault: HostFault);
@@ -186,6 +228,11 @@ pub trait HostEvents: Send + Sync {
 pub trait HostIommu: Send + Sync {
     /// What the host offers. Does not change while a machine runs.
     fn nesting_info(&self) -> NestingInfo;
+
+    /// What it offers for one function, where that is less: units of a host differ, and so do functions.
+    fn nesting_info_of(&self, _device: DeviceId) -> NestingInfo {
+        self.nesting_info()
+    }
 
     /// Has `events` hear of `device`, for as long as somebody else keeps it.
     fn listen(&self, device: DeviceId, events: Weak<dyn HostEvents>);
@@ -234,6 +281,6 @@ pub trait HostIommu: Send + Sync {
     /// Carries invalidations out, in order; returns how many are done. Those that are not may be presented again.
     fn invalidate(&self, batch: &[Invalidation]) -> usize;
 
-    /// Answers a page request group; the PASID is the host's.
-    fn respond(&self, device: DeviceId, response: PageGroupResponse);
+    /// Answers a page request group; the PASID is the host's, and `cookie` came with its last request.
+    fn respond(&self, device: DeviceId, response: PageGroupResponse, cookie: u64);
 }

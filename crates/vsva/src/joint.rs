@@ -87,8 +87,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Joint<M> {
     ///
     /// # Errors
     ///
-    /// The guest has a function of that source-id.
+    /// The unit promises what the host lacks for this function, or the guest has a function of that source-id.
     pub fn assign(&self, source_id: SourceId, device: DeviceId) -> Result<Arc<Assigned<M>>, AssignError> {
+        self.host.nesting_info_of(device).check(&self.unit.capabilities())?;
         let assigned =
             Assigned::new(&self.unit, source_id, device, &self.host, &self.pasids, self.tracer.clone())?;
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);

@@ -53,13 +53,22 @@ pub(crate) struct Shadow {
     pub without_pasid: WithoutPasid,
     bound: BTreeMap<Pasid, Bound>,
     guests: HashMap<Pasid, Pasid>,
-    /// Page request groups that wait for the guest's answer, with the host's PASID.
-    outstanding: HashMap<(Option<Pasid>, u16), Option<Pasid>>,
+    /// Page request groups that wait for the guest's answer.
+    outstanding: HashMap<(Option<Pasid>, u16), Outstanding>,
     /// PASIDs of the guest that are no longer bound while groups of theirs still wait for its answer, and how often: the
     /// host's PASID must not stand for another before they have it.
     lingering: HashMap<Pasid, usize>,
     /// Those of them whose device-TLB was invalidated since the last wait descriptor: a drain, if the next one says so.
     draining: HashSet<Pasid>,
+}
+
+/// What the host calls a page request group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outstanding {
+    /// Its PASID.
+    pub host: Option<Pasid>,
+    /// What came with the last request.
+    pub cookie: u64,
 }
 
 /// Page request groups that may wait for a guest at a time: as many as there are group indices.
@@ -107,7 +116,7 @@ impl Shadow {
     }
 
     /// Notes that a group waits for the guest; false where too many do, or this one does already.
-    pub(crate) fn open_group(&mut self, guest: Option<Pasid>, group: u16, host: Option<Pasid>) -> bool {
+    pub(crate) fn open_group(&mut self, guest: Option<Pasid>, group: u16, host: Outstanding) -> bool {
         if self.outstanding.len() >= MAX_OUTSTANDING || self.outstanding.contains_key(&(guest, group)) {
             return false;
         }
@@ -115,8 +124,8 @@ impl Shadow {
         true
     }
 
-    /// The host's PASID of a group that the guest has answered; `None` where none waits under these numbers.
-    pub(crate) fn close_group(&mut self, guest: Option<Pasid>, group: u16) -> Option<Option<Pasid>> {
+    /// A group that the guest has answered; `None` where none waits under these numbers.
+    pub(crate) fn close_group(&mut self, guest: Option<Pasid>, group: u16) -> Option<Outstanding> {
         self.outstanding.remove(&(guest, group))
     }
 
@@ -162,7 +171,7 @@ impl Shadow {
     }
 
     /// Forgets the groups of a PASID that will not be answered any more; all of them for `None`.
-    pub(crate) fn close_groups_of(&mut self, guest: Option<Option<Pasid>>) -> Vec<(u16, Option<Pasid>)> {
+    pub(crate) fn close_groups_of(&mut self, guest: Option<Option<Pasid>>) -> Vec<(u16, Outstanding)> {
         let mut closed = Vec::new();
         self.outstanding.retain(|(pasid, group), host| {
             let close = guest.is_none_or(|guest| guest == *pasid);

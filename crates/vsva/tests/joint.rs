@@ -6,6 +6,7 @@
 mod common;
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use common::{Guest, SOURCE_ID, pasid};
@@ -46,6 +47,10 @@ struct Host {
     quota: Mutex<usize>,
     /// Invalidations done per call.
     pace: usize,
+    /// It answers groups of what it detaches itself.
+    ends_groups: AtomicBool,
+    /// What came back with responses.
+    cookies: Mutex<Vec<u64>>,
 }
 
 impl Host {
@@ -58,6 +63,8 @@ impl Host {
             identical,
             quota: Mutex::new(usize::MAX),
             pace: usize::MAX,
+            ends_groups: AtomicBool::new(false),
+            cookies: Mutex::default(),
         })
     }
 
@@ -85,6 +92,8 @@ impl HostIommu for Host {
             pasid_bits: 20,
             address_width: 48,
             identical_pasids: self.identical,
+            ends_groups: self.ends_groups.load(Ordering::Relaxed),
+            ..NestingInfo::default()
         }
     }
 
@@ -134,7 +143,8 @@ impl HostIommu for Host {
         done
     }
 
-    fn respond(&self, _: DeviceId, response: PageGroupResponse) {
+    fn respond(&self, _: DeviceId, response: PageGroupResponse, cookie: u64) {
+        self.cookies.lock().unwrap().push(cookie);
         self.call(Call::Respond(response.pasid.map(Pasid::get), response.group, response.code));
     }
 }
@@ -356,7 +366,7 @@ fn page_requests_go_up_and_responses_come_down_with_each_sides_pasid() {
     let requester = Requester { pasid: Some(pasid(1000)), privileged: false };
     let request =
         PageRequest { requester, address: 0x7000_1000, read: true, write: true, last: true, group: 9 };
-    rig.host.events().page_request(DEVICE, request);
+    rig.host.events().page_request(DEVICE, request, 77);
     let queued = rig.guest.load(common::PAGE_REQUEST_QUEUE);
     assert_eq!(queued, 1 | 1 << 8 | u64::from(SOURCE_ID.0) << 16 | 5 << 32);
     let response = |number: u32, prgi| {
@@ -370,7 +380,7 @@ fn page_requests_go_up_and_responses_come_down_with_each_sides_pasid() {
     assert_eq!(rig.host.take(), [Call::Respond(Some(1000), 9, ResponseCode::Success)]);
     // A PASID that the guest has not bound.
     let requester = Requester { pasid: Some(pasid(1001)), privileged: false };
-    rig.host.events().page_request(DEVICE, PageRequest { requester, ..request });
+    rig.host.events().page_request(DEVICE, PageRequest { requester, ..request }, 77);
     assert_eq!(rig.host.take(), [Call::Respond(Some(1001), 9, ResponseCode::InvalidRequest)]);
 }
 
@@ -383,7 +393,7 @@ fn a_group_that_waits_is_the_guests_to_answer_until_it_drains() {
         let requester = Requester { pasid: Some(pasid(1000)), privileged: false };
         let request =
             PageRequest { requester, address: 0x1000, read: true, write: false, last: true, group: 3 };
-        rig.host.events().page_request(DEVICE, request);
+        rig.host.events().page_request(DEVICE, request, 77);
         rig.host.take();
         // The process dies: its entry goes, with the invalidations that Linux sends then.
         rig.guest.write_pasid_entry(pasid(5), Default::default());
@@ -674,7 +684,7 @@ fn a_reset_gives_back_what_the_virtual_command_allocated_and_answers_all_groups(
     assert_eq!(rig.host.allocated.lock().unwrap().len(), 3);
     let requester = Requester::default();
     let request = PageRequest { requester, address: 0x1000, read: true, write: false, last: true, group: 3 };
-    rig.host.events().page_request(DEVICE, request);
+    rig.host.events().page_request(DEVICE, request, 77);
     rig.guest.unit.reset();
     assert!(rig.host.allocated.lock().unwrap().is_empty());
     let answer = Call::Respond(None, 3, ResponseCode::InvalidRequest);
@@ -712,4 +722,180 @@ fn a_function_whose_joint_is_gone_attaches_nothing() {
     let blocked = [Call::Block(None)];
     assert_eq!(host.take(), blocked);
     assert!(host.allocated.lock().unwrap().is_empty());
+}
+
+fn device_tlb(number: Option<u32>) -> Descriptor {
+    let range = AddressRange::new(0x1000, 0);
+    match number {
+        Some(number) => common::descriptors::pasid_device_tlb(SOURCE_ID, pasid(number), range),
+        None => common::descriptors::device_tlb(SOURCE_ID, range),
+    }
+}
+
+/// A host may have no means to invalidate what is attached to its own stage.
+#[test]
+fn invalidations_go_down_for_nested_attachments_alone() {
+    let rig = rig();
+    let passing = Guest::first_stage(DomainId(1), 0).with_pgtt(PasidGranularTranslationType::PassThrough);
+    rig.guest.write_pasid_entry(pasid(0), passing);
+    rig.guest.write_pasid_entry(pasid(5), passing);
+    rig.guest.submit_all(&[psi(1, 0), psi(1, 5)]);
+    assert_eq!(rig.assigned.bound().len(), 1);
+    rig.host.take();
+    let global = common::descriptors::global_device_tlb(SOURCE_ID, AddressRange::ALL);
+    let everything = [
+        device_tlb(None),
+        device_tlb(Some(5)),
+        global,
+        common::descriptors::pasid_iotlb(DomainId(1), pasid(5)),
+        common::descriptors::iotlb_domain(DomainId(1)),
+    ];
+    rig.guest.submit_all(&everything);
+    assert_eq!(rig.host.take(), []);
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    rig.host.take();
+    rig.guest.submit_all(&everything);
+    let heard = rig.host.take();
+    assert_eq!(heard.len(), 4, "{heard:?}");
+    assert!(
+        heard.iter().all(|call| matches!(call, Call::Invalidate(down) if down.pasid == Some(pasid(1000))))
+    );
+}
+
+#[test]
+fn a_cookie_comes_back_with_the_response() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.submit(&psi(1, 5));
+    let requester = Requester { pasid: Some(pasid(1000)), privileged: false };
+    let request = PageRequest { requester, address: 0x1000, read: true, write: false, last: true, group: 3 };
+    rig.host.events().page_request(DEVICE, request, 0x1234_5678_9abc);
+    rig.guest.submit(&common::descriptors::response(SOURCE_ID, Some(pasid(5)), 3, ResponseCode::Success));
+    // What nobody can answer as well.
+    let stranger = Requester { pasid: Some(pasid(1001)), privileged: false };
+    rig.host.events().page_request(DEVICE, PageRequest { requester: stranger, ..request }, 9);
+    assert_eq!(*rig.host.cookies.lock().unwrap(), [0x1234_5678_9abc, 9]);
+}
+
+#[test]
+fn a_host_that_ends_groups_is_not_answered_and_may_use_their_numbers_again() {
+    for replaced in [false, true] {
+        let rig = rig();
+        rig.host.ends_groups.store(true, Ordering::Relaxed);
+        rig.guest.bind(pasid(5));
+        rig.guest.submit(&psi(1, 5));
+        let requester = Requester { pasid: Some(pasid(1000)), privileged: false };
+        let request =
+            PageRequest { requester, address: 0x1000, read: true, write: false, last: true, group: 3 };
+        rig.host.events().page_request(DEVICE, request, 1);
+        if !replaced {
+            rig.guest.write_pasid_entry(pasid(5), Default::default());
+            rig.guest.submit(&psi(1, 5));
+        }
+        rig.guest.bind(pasid(5));
+        rig.guest.submit(&psi(1, 5));
+        assert_eq!(rig.assigned.host_pasid(pasid(5)), Some(pasid(1000)), "it was given back at once");
+        rig.host.take();
+        // The answer to what is no more reaches nobody; the next group of that number is the guest's to answer.
+        let response = common::descriptors::response(SOURCE_ID, Some(pasid(5)), 3, ResponseCode::Success);
+        rig.guest.submit(&response);
+        assert_eq!(rig.host.take(), []);
+        rig.host.events().page_request(DEVICE, request, 2);
+        rig.guest.submit(&response);
+        assert_eq!(rig.host.take(), [Call::Respond(Some(1000), 3, ResponseCode::Success)]);
+        assert_eq!(*rig.host.cookies.lock().unwrap(), [2], "replaced: {replaced}");
+    }
+}
+
+fn attaches_without_pasid(calls: &[Call]) -> bool {
+    calls.iter().any(|call| matches!(call, Call::Attach(None, Attachment::Nested(_))))
+}
+
+#[test]
+fn a_busy_host_is_asked_again_at_the_next_wait_and_is_no_fault_of_the_guest() {
+    let rig = rig();
+    let say = |error: Option<HostError>| *rig.host.refuse.lock().unwrap() = error;
+    rig.guest.bind(pasid(5));
+    rig.guest.bind(pasid(0));
+    say(Some(HostError::Busy));
+    rig.guest.submit_all(&[psi(1, 5), psi(1, 0)]);
+    assert_eq!(rig.assigned.bound_count(), 0);
+    say(None);
+    rig.guest.submit_wait(0);
+    assert_eq!(rig.assigned.bound_count(), 1);
+    assert!(attaches_without_pasid(&rig.host.take()));
+    // A replacement: what the guest has taken away is not used until then.
+    rig.guest.bind(pasid(5));
+    say(Some(HostError::Busy));
+    rig.guest.submit(&psi(1, 5));
+    assert!(rig.host.take().contains(&Call::Block(Some(1000))));
+    // By a reset of the function, too.
+    say(None);
+    rig.assigned.reset();
+    assert!(rig.host.take().contains(&Call::Attach(Some(1000), nested(&rig.guest, 5))));
+    rig.guest.submit_wait(0);
+    assert_eq!(rig.host.take(), [], "and not once more");
+    assert_eq!(rig.guest.take_faults(), []);
+}
+
+#[test]
+fn a_replacement_that_lost_what_was_there_is_forgotten() {
+    let rig = rig();
+    rig.guest.bind(pasid(5));
+    rig.guest.bind(pasid(0));
+    rig.guest.submit_all(&[psi(1, 5), psi(1, 0)]);
+    *rig.host.refuse.lock().unwrap() = Some(HostError::Lost("no memory".into()));
+    rig.guest.bind(pasid(5));
+    rig.guest.bind(pasid(0));
+    rig.guest.submit_all(&[psi(1, 5), psi(1, 0)]);
+    assert_eq!(rig.assigned.bound_count(), 0);
+    assert!(rig.host.allocated.lock().unwrap().is_empty());
+    assert_ne!(rig.guest.take_faults(), []);
+    // Announced again, both are attached anew.
+    *rig.host.refuse.lock().unwrap() = None;
+    rig.host.take();
+    rig.guest.submit_all(&[psi(1, 5), psi(1, 0)]);
+    let heard = rig.host.take();
+    assert!(heard.contains(&Call::Attach(Some(1000), nested(&rig.guest, 5))), "{heard:?}");
+    assert!(attaches_without_pasid(&heard), "{heard:?}");
+}
+
+#[test]
+fn a_function_can_be_taken_out_and_the_unit_be_joined_anew() {
+    let Rig { guest, host, joint, assigned } = rig();
+    guest.bind(pasid(5));
+    guest.submit(&psi(1, 5));
+    assert!(joint.assign(SOURCE_ID, DeviceId(2)).is_err(), "it has one there");
+    assert!(joint.unassign(SOURCE_ID));
+    assert!(!joint.unassign(SOURCE_ID));
+    assert!(host.allocated.lock().unwrap().is_empty());
+    assert_eq!(assigned.bound_count(), 0);
+    // To a function that is gone: a time-out, as the specification has it.
+    guest.queue(&device_tlb(Some(5)));
+    guest.queue(&common::descriptors::wait(common::WAIT_STATUS + 0x40, 2));
+    guest.ring();
+    assert_ne!(guest.read32(vtd_spec::offset::FSTS) & 1 << 6, 0, "ITE");
+    guest.write32(vtd_spec::offset::FSTS, 1 << 6);
+    joint.assign(SOURCE_ID, DEVICE).unwrap();
+    assert_eq!(host.allocated.lock().unwrap().len(), 1);
+    drop(joint);
+    assert!(host.allocated.lock().unwrap().is_empty());
+    let joint = Joint::new(&guest.unit, Arc::clone(&host) as Arc<dyn HostIommu>, None).unwrap();
+    let assigned = joint.assign(SOURCE_ID, DEVICE).unwrap();
+    assert_eq!(assigned.bound_count(), 1);
+}
+
+#[test]
+fn everything_that_is_lacking_is_said_at_once_and_can_be_turned_off() {
+    let host =
+        NestingInfo { pasid_bits: 12, address_width: 42, pasid_zero_is_rid: true, ..Default::default() };
+    let mut config = UnitConfig { rps: true, srs: true, eafs: true, ..UnitConfig::default() };
+    let error = host.check(&config.capabilities().unwrap()).unwrap_err();
+    let text = error.to_string();
+    for lacking in ["fs1gp", "prs", "srs", "eafs", "pss", "haw", "rps"] {
+        assert!(text.contains(lacking), "{lacking}: {text}");
+    }
+    host.restrict(&mut config);
+    assert_eq!(host.check(&config.capabilities().unwrap()), Ok(()));
 }

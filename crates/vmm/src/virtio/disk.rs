@@ -147,7 +147,10 @@ impl Disk {
     /// The byte offset of `sector` if `length` bytes from there are whole sectors of the disk.
     pub(super) fn offset(&self, sector: u64, length: u64) -> Option<u64> {
         let end = sector.checked_add(length / SECTOR_SIZE)?;
-        (length.is_multiple_of(SECTOR_SIZE) && end <= self.sectors).then_some(sector * SECTOR_SIZE)
+        if !length.is_multiple_of(SECTOR_SIZE) || end > self.sectors {
+            return None;
+        }
+        sector.checked_mul(SECTOR_SIZE)
     }
 
     pub(super) fn read_at(&self, offset: u64, data: &mut [u8]) -> io::Result<()> {
@@ -219,6 +222,13 @@ mod tests {
         assert_eq!(disk.offset(0, 100), None);
         assert_eq!(disk.offset(u64::MAX, 512), None);
         assert_eq!(disk.offset(u64::MAX / 512, 512), None);
+        // Each power of two and its neighbours, with lengths that fit and lengths that do not.
+        for sector in (0..64).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit, (1 << bit) + 1]) {
+            for length in [0, 1, 512, 1024, 1 << 32, u64::MAX - 511] {
+                let inside = length % 512 == 0 && u128::from(sector) + u128::from(length) / 512 <= 3;
+                assert_eq!(disk.offset(sector, length).is_some(), inside, "{sector:#x} {length:#x}");
+            }
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ use vtd_unit::{PageGroupResponse, PageRequest, Requester, ResponseCode};
 
 use super::Assigned;
 use crate::host::{DeviceId, FaultPasid, HostEvents, HostFault};
+use crate::shadow::Outstanding;
 use crate::trace::Event;
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
@@ -26,10 +27,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         }
     }
 
-    fn answer(&self, closed: Vec<(u16, Option<Pasid>)>) {
-        for (group, pasid) in closed {
+    fn answer(&self, closed: Vec<(u16, Outstanding)>) {
+        for (group, Outstanding { host, cookie }) in closed {
             let code = ResponseCode::InvalidRequest;
-            self.host.respond(self.device, PageGroupResponse { pasid, group, code });
+            self.host.respond(self.device, PageGroupResponse { pasid: host, group, code }, cookie);
         }
     }
 
@@ -37,9 +38,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
     pub(super) fn guest_response(&self, response: PageGroupResponse) {
         let closed = self.shadow().close_group(response.pasid, response.group);
         // An answer to no request is discarded, as the function itself would.
-        let Some(host) = closed else { return };
+        let Some(Outstanding { host, cookie }) = closed else { return };
         self.trace(&Event::Response(response));
-        self.host.respond(self.device, PageGroupResponse { pasid: host, ..response });
+        self.host.respond(self.device, PageGroupResponse { pasid: host, ..response }, cookie);
         if let Some(guest) = response.pasid {
             let times = self.shadow().settled(guest);
             (0..times).for_each(|_| self.pasids.release(guest));
@@ -48,7 +49,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> HostEvents for Assigned<M> {
-    fn page_request(&self, device: DeviceId, request: PageRequest) {
+    fn page_request(&self, device: DeviceId, request: PageRequest, cookie: u64) {
         let host = request.requester.pasid;
         let expects_answer = request.last && (request.read || request.write);
         let guest = {
@@ -57,12 +58,14 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> HostEvents for Assigned<M> {
                 None => Some(None),
                 Some(host) => shadow.guest(host).map(Some),
             };
-            guest.filter(|guest| !expects_answer || shadow.open_group(*guest, request.group, host))
+            let group = Outstanding { host, cookie };
+            guest.filter(|guest| !expects_answer || shadow.open_group(*guest, request.group, group))
         };
         let (Some(pasid), Some(port)) = (guest, self.port.get()) else {
             if expects_answer {
                 let code = ResponseCode::InvalidRequest;
-                self.host.respond(device, PageGroupResponse { pasid: host, group: request.group, code });
+                let response = PageGroupResponse { pasid: host, group: request.group, code };
+                self.host.respond(device, response, cookie);
             }
             return;
         };

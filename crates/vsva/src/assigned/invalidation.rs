@@ -18,6 +18,11 @@ const BATCH: usize = 256;
 /// Times a host is given a batch of which it does nothing.
 const INVALIDATE_TRIES: usize = 3;
 
+/// Whether the guest has a stage of its own in it. What is attached to the second stage alone is the host's to invalidate.
+fn is_nested(bound: &Bound) -> bool {
+    matches!(bound.attachment, Attachment::Nested(_))
+}
+
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
     /// An invalidation of the guest's first stage: of one PASID in a domain.
     pub(crate) fn invalidate_pasid(
@@ -30,7 +35,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         let mut changes = self.changes();
         let (bound, without) = {
             let shadow = self.shadow();
-            let bound = shadow.bound(pasid).filter(|bound| bound.domain == domain);
+            let bound = shadow.bound(pasid).filter(|bound| bound.domain == domain && is_nested(bound));
             let without = matches!(shadow.without_pasid,
                 WithoutPasid::Attached(Attachment::Nested(_), Some(entry)) if entry == (pasid, domain));
             (bound, without)
@@ -50,10 +55,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         let kind = InvalidationKind::Iotlb { leaf_only: false };
         let (hosts, without) = {
             let shadow = self.shadow();
-            let nested = |bound: &Bound| matches!(bound.attachment, Attachment::Nested(_));
             let hosts: Vec<Pasid> = shadow
                 .guests_from(Pasid::ZERO)
-                .filter(|(_, bound)| nested(bound) && scope.is_of(bound))
+                .filter(|(_, bound)| is_nested(bound) && scope.is_of(bound))
                 .map(|(_, bound)| bound.host)
                 .collect();
             let without = match shadow.without_pasid {
@@ -76,21 +80,30 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         let mut changes = self.changes();
         let (range, kind) = (invalidation.range, InvalidationKind::DeviceTlb);
         if invalidation.global {
-            let hosts: Vec<Pasid> =
-                self.shadow().guests_from(Pasid::ZERO).map(|(_, bound)| bound.host).collect();
+            let hosts: Vec<Pasid> = self
+                .shadow()
+                .guests_from(Pasid::ZERO)
+                .filter(|(_, bound)| is_nested(bound))
+                .map(|(_, bound)| bound.host)
+                .collect();
             for host in hosts {
                 self.push(&mut changes, Some(host), range, kind);
             }
             return;
         }
         match invalidation.pasid {
-            None => self.push(&mut changes, None, range, kind),
+            None => {
+                let without = self.shadow().without_pasid;
+                if matches!(without.attachment(), Some(Attachment::Nested(_))) {
+                    self.push(&mut changes, None, range, kind);
+                }
+            }
             Some(guest) => {
                 // A PASID that is not bound has nothing cached: unbinding has emptied it.
                 let bound = {
                     let mut shadow = self.shadow();
                     shadow.note_drain(guest);
-                    shadow.bound(guest)
+                    shadow.bound(guest).filter(is_nested)
                 };
                 if let Some(bound) = bound {
                     self.push(&mut changes, Some(bound.host), range, kind);
@@ -110,6 +123,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
 
     /// Everything heard so far is in effect on the host when this returns.
     pub(crate) fn complete(&self, page_request_drain: bool) {
+        self.try_again();
         self.flush(&mut self.changes());
         // A guest that drains a PASID owes no more answers: whatever still waits gets one now.
         let drained = self.shadow().take_drained(page_request_drain);

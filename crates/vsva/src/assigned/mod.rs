@@ -10,6 +10,7 @@ mod events;
 mod invalidation;
 mod sync;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vm_memory::GuestMemoryBackend;
@@ -47,6 +48,10 @@ struct Changes {
     /// New bindings that wait for a PASID, and the first of those that were not taken in.
     waiting: Vec<Waiting>,
     beyond: Option<Pasid>,
+    /// What the host was too busy for: PASIDs, and requests without one.
+    again: BTreeSet<Option<Pasid>>,
+    /// The user was told that what the guest asks for cannot be had.
+    told: bool,
     /// The joint is gone: nothing is attached any more.
     closed: bool,
 }
@@ -160,6 +165,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         changes.batch.clear();
         changes.waiting.clear();
         changes.beyond = None;
+        changes.again.clear();
         let attached = self.shadow().without_pasid != WithoutPasid::Blocked;
         if attached {
             self.detach_without_pasid();

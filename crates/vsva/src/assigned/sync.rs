@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{DomainId, Pasid};
-use vtd_unit::{Access, Binding, Requester};
+use vtd_unit::{Access, Binding, Requester, RequestsWithoutPasid, Translation};
 
 use super::{Assigned, Changes};
 use crate::host::{Attachment, HostError};
@@ -61,6 +61,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         }
         changes.waiting.clear();
         changes.beyond = None;
+        if scope == Scope::All {
+            // All of it is asked for again.
+            changes.again.clear();
+        }
         self.sync_without_pasid(&mut changes, |_, before, now| scope.holds(before, now));
         // Bound PASIDs from here on have not been looked at.
         let mut next = 0;
@@ -81,7 +85,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         }
         for Waiting { guest, to, domain } in std::mem::take(&mut changes.waiting) {
             if let Err(error) = self.bind_new(&mut changes, guest, to, domain) {
-                self.refused(Some(guest), error);
+                self.not_bound(&mut changes, guest, error);
             }
         }
         if let Some(guest) = changes.beyond.take() {
@@ -104,6 +108,34 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             });
         }
         self.settle();
+    }
+
+    /// Asks the host again for what it was too busy for.
+    pub(super) fn try_again(&self) {
+        let mut changes = self.changes();
+        if changes.again.is_empty() || changes.closed {
+            return;
+        }
+        for guest in std::mem::take(&mut changes.again) {
+            match guest {
+                Some(guest) => {
+                    let binding = self.unit.binding(self.source_id, guest);
+                    self.sync_entry(&mut changes, guest, binding, Scope::All);
+                }
+                None => self.sync_without_pasid(&mut changes, |_, _, _| true),
+            }
+        }
+        drop(changes);
+        self.settle();
+    }
+
+    /// The guest's PASID is not bound: to be tried again, or for a reason of its entry's.
+    fn not_bound(&self, changes: &mut Changes, guest: Pasid, error: HostError) {
+        if error == HostError::Busy {
+            changes.again.insert(Some(guest));
+        } else {
+            self.refused(Some(guest), error);
+        }
     }
 
     /// Detaches what is bound in `first..end`, whose tables are gone.
@@ -144,7 +176,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         // A host that did not invalidate has lost it.
         let bound = self.shadow().bound(guest).filter(|_| replaces);
         if let Some(bound) = bound {
-            return self.rebind(guest, bound, to, domain);
+            return self.rebind(changes, guest, bound, to, domain);
         }
         match self.bind_new(changes, guest, to, domain) {
             Ok(()) => {}
@@ -156,19 +188,34 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             Err(HostError::NoPasid) => {
                 changes.beyond.get_or_insert(guest);
             }
-            Err(error) => self.refused(Some(guest), error),
+            Err(error) => self.not_bound(changes, guest, error),
         }
     }
 
-    fn rebind(&self, guest: Pasid, bound: Bound, to: Attachment, domain: DomainId) {
+    fn rebind(&self, changes: &mut Changes, guest: Pasid, bound: Bound, to: Attachment, domain: DomainId) {
         let Bound { host, attachment: before, .. } = bound;
         let attached = self.host.attach(self.device, Some(host), to);
         // What was there stays, also for a guest that names the entry by its new domain when it takes it away.
         let attachment = if attached.is_ok() { to } else { before };
         self.shadow().insert(guest, Bound { host, domain, attachment });
         match attached {
-            Ok(()) => self.trace(&Event::Bind { guest: Some(guest), host: Some(host), to, replaced: true }),
-            Err(error) => self.refused(Some(guest), error),
+            Ok(()) => {
+                if self.host.nesting_info().ends_groups {
+                    self.shadow().close_groups_of(Some(Some(guest)));
+                }
+                self.trace(&Event::Bind { guest: Some(guest), host: Some(host), to, replaced: true });
+            }
+            // Nothing may use what the guest has taken away, until the host is asked again.
+            Err(HostError::Busy) => {
+                self.detach(guest);
+                changes.again.insert(Some(guest));
+            }
+            Err(error) => {
+                if matches!(error, HostError::Lost(_)) {
+                    self.detach(guest);
+                }
+                self.refused(Some(guest), error);
+            }
         }
     }
 
@@ -212,6 +259,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         let waits = {
             let mut shadow = self.shadow();
             shadow.remove(guest);
+            if self.host.nesting_info().ends_groups {
+                shadow.close_groups_of(Some(Some(guest)));
+            }
             shadow.linger(guest)
         };
         if !waits {
@@ -237,7 +287,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         changes: &mut Changes,
         concerns: impl Fn(Option<Pasid>, Option<DomainId>, Option<DomainId>) -> bool,
     ) {
-        let now = without_pasid(&self.unit.requests_without_pasid(self.source_id));
+        let requests = self.unit.requests_without_pasid(self.source_id);
+        self.tell_of_second_stage(changes, &requests);
+        let now = without_pasid(&requests);
         let before = self.shadow().without_pasid;
         let (was, is) = (before.entry(), now.entry());
         let pasid = is.or(was).map(|(pasid, _)| pasid);
@@ -250,6 +302,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
                 None => self.detach_without_pasid(),
                 Some(to) => {
                     if let Err(error) = self.host.attach(self.device, None, to) {
+                        if matches!(error, HostError::Busy | HostError::Lost(_)) {
+                            self.detach_without_pasid();
+                        }
+                        if error == HostError::Busy {
+                            changes.again.insert(None);
+                            return;
+                        }
                         // As for PASIDs: what was there stays, under its new domain.
                         let mut shadow = self.shadow();
                         if let WithoutPasid::Attached(_, entry) = &mut shadow.without_pasid {
@@ -267,9 +326,27 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         self.shadow().without_pasid = now;
     }
 
+    /// A guest that translates by second stages of its own is told in vain by faults alone: the user is told how it can be had.
+    fn tell_of_second_stage(&self, changes: &mut Changes, requests: &RequestsWithoutPasid) {
+        let second = matches!(
+            requests,
+            RequestsWithoutPasid::Remapped(Binding { translation: Translation::SecondStage, .. })
+        );
+        if second && !std::mem::replace(&mut changes.told, true) {
+            tracing::warn!(
+                function = %self.source_id,
+                "the guest translates this assigned device's DMA by a second stage of its own (legacy mode), which the host \
+                 cannot nest: it is blocked. Boot the guest with intel_iommu=on,sm_on, or with iommu=pt"
+            );
+        }
+    }
+
     pub(super) fn detach_without_pasid(&self) {
         self.host.block(self.device, None);
         self.shadow().without_pasid = WithoutPasid::Blocked;
+        if self.host.nesting_info().ends_groups {
+            self.shadow().close_groups_of(Some(None));
+        }
         self.abandon(Some(None));
         self.trace(&Event::Unbind { guest: None, host: None });
     }

@@ -55,7 +55,8 @@ impl SoftHost {
             Some((id, events)) => {
                 let requester = Requester { pasid: request.pasid, privileged: false };
                 let vtd_driver::PageRequest { address, read, write, last, group, .. } = *request;
-                events.page_request(id, PageRequest { requester, address, read, write, last, group });
+                // The group's index is all that the queue needs to know of it.
+                events.page_request(id, PageRequest { requester, address, read, write, last, group }, 0);
             }
             None => {
                 let answered = self.driver().iommu.respond(request, ResponseCode::InvalidRequest);

@@ -25,6 +25,9 @@ impl HostIommu for SoftHost {
             pasid_bits: capabilities.pasid_bits(),
             address_width: AddressWidth::Bits48.bits(),
             identical_pasids: self.config.identical_pasids,
+            // Its own driver keeps to PASID 0; a guest's choice is its shadow's.
+            pasid_zero_is_rid: false,
+            ends_groups: false,
         }
     }
 
@@ -143,7 +146,7 @@ impl HostIommu for SoftHost {
         }
     }
 
-    fn respond(&self, device: DeviceId, response: PageGroupResponse) {
+    fn respond(&self, device: DeviceId, response: PageGroupResponse, _: u64) {
         let Ok(function) = self.find(device) else { return };
         let request = vtd_driver::PageRequest {
             source_id: function.source_id,

@@ -190,6 +190,7 @@ impl HostIommu for Ledger {
                 pasid_bits: 20,
                 address_width: 48,
                 identical_pasids: self.identical,
+                ..NestingInfo::default()
             },
         }
     }
@@ -294,9 +295,9 @@ impl HostIommu for Ledger {
         }
     }
 
-    fn respond(&self, device: DeviceId, response: PageGroupResponse) {
+    fn respond(&self, device: DeviceId, response: PageGroupResponse, cookie: u64) {
         if let Some(behind) = &self.behind {
-            behind.respond(device, response);
+            behind.respond(device, response, cookie);
         }
         let mut state = self.state();
         state.counts.respond += 1;
