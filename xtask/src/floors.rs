@@ -30,6 +30,7 @@ const CRATES: [(&str, &[(&str, u8)]); 2] = [
             ("virtual_command", 7),
             ("global_command", 7),
             ("core", 6),
+            ("worker", 6),
             ("function/", 5),
             ("registers/", 4),
             ("tables/", 3),

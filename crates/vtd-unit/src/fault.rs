@@ -15,10 +15,10 @@ impl<M> Core<M> {
             return;
         }
         let message = self.registers().record_fault(fault);
-        self.send(message);
+        self.send_messages(message);
     }
 
-    pub(crate) fn send(&self, messages: impl IntoIterator<Item = Message>) {
+    pub(crate) fn send_messages(&self, messages: impl IntoIterator<Item = Message>) {
         for message in messages {
             self.notify.message(message);
         }
@@ -35,6 +35,6 @@ impl<M> Core<M> {
             }
             registers.raise_fault_condition(|status| status.with_ice(true))
         };
-        self.send(message);
+        self.send_messages(message);
     }
 }

@@ -73,7 +73,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             let next = self.registers().next_descriptor(time_out);
             match next {
                 Next::Idle(message) => {
-                    self.send(message);
+                    self.send_messages(message);
                     return true;
                 }
                 Next::Register(command) => {
@@ -197,7 +197,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                 // Waits that a time-out catches pending are aborted: no status, no interrupt. [S 6.5.2.11]
                 Some(time_out) => {
                     let message = self.registers().invalidation_time_out(&time_out);
-                    self.send(message);
+                    self.send_messages(message);
                 }
                 None => self.complete_wait(wait, epoch),
             },
@@ -233,7 +233,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             }
             if wait.interrupt { registers.complete_invalidation() } else { None }
         };
-        self.send(message);
+        self.send_messages(message);
     }
 
     fn queue_error(&self, error: QueueError, epoch: u64) {
@@ -246,6 +246,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             registers.set_queue_error(record);
             registers.raise_fault_condition(|status| status.with_iqe(true))
         };
-        self.send(message);
+        self.send_messages(message);
     }
 }

@@ -102,7 +102,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
     /// may write registers whatever it holds of the unit, from within a callback too.
     pub fn write(&self, offset: u64, data: &[u8]) {
         let mut effects = self.core.registers().write(offset, data);
-        self.core.send(effects.messages.drain(..));
+        self.core.send_messages(effects.messages.drain(..));
         if let Some(command) = effects.command {
             effects.run_queue |= self.core.command(GlobalCommand::from_bits(command));
         }

@@ -27,3 +27,35 @@ pub(crate) struct InterruptRemapping {
     /// IRTA, as latched.
     pub table: InterruptRemapTableAddress,
 }
+
+/// What was commanded and is not in effect yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PendingCommand {
+    /// Counts commands: those after it are not in this.
+    pub number: u64,
+    /// The root table pointer is to be set.
+    pub srtp: bool,
+    /// The interrupt remapping table pointer is to be set.
+    pub sirtp: bool,
+    /// Requests are remapped otherwise, or no longer, or from now on.
+    pub remaps: bool,
+    /// The same of interrupts.
+    pub filters: bool,
+}
+
+impl PendingCommand {
+    /// Whether whoever mirrors the tables must look again.
+    pub(crate) const fn remaps(&self) -> bool {
+        self.remaps
+    }
+
+    /// Whether functions treat their requests otherwise: those to the interrupt range depend on both.
+    pub(crate) const fn concerns_requests(&self) -> bool {
+        self.remaps || self.filters
+    }
+
+    /// Whether interrupts are treated otherwise.
+    pub(crate) const fn concerns_interrupts(&self) -> bool {
+        self.filters || self.sirtp
+    }
+}

@@ -6,38 +6,7 @@ use vtd_spec::registers::offset;
 use vtd_spec::{GlobalCommand, InterruptRemapTableAddress, RootTableAddress};
 
 use super::page::Registers;
-
-/// What was commanded and is not in effect yet.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PendingCommand {
-    /// Counts commands: those after it are not in this.
-    number: u64,
-    /// The root table pointer is to be set.
-    srtp: bool,
-    /// The interrupt remapping table pointer is to be set.
-    sirtp: bool,
-    /// Requests are remapped otherwise, or no longer, or from now on.
-    remaps: bool,
-    /// The same of interrupts.
-    filters: bool,
-}
-
-impl PendingCommand {
-    /// Whether whoever mirrors the tables must look again.
-    pub(crate) const fn remaps(&self) -> bool {
-        self.remaps
-    }
-
-    /// Whether functions treat their requests otherwise: those to the interrupt range depend on both.
-    pub(crate) const fn concerns_requests(&self) -> bool {
-        self.remaps || self.filters
-    }
-
-    /// Whether interrupts are treated otherwise.
-    pub(crate) const fn concerns_interrupts(&self) -> bool {
-        self.filters || self.sirtp
-    }
-}
+use crate::unit_state::PendingCommand;
 
 impl Registers {
     /// Takes a command over, bit by bit in a fixed order. GSTS follows when it is in effect.

@@ -18,8 +18,7 @@ use vtd_spec::{Capabilities, FaultStatus, RootTableAddress};
 
 use crate::config::VirtualCommandEncoding;
 use crate::notify::Message;
-use crate::unit_state::InterruptRemapping;
-use command::PendingCommand;
+use crate::unit_state::{InterruptRemapping, PendingCommand};
 use page::{DWORDS, Event, index};
 
 /// What a register write asks the unit to do once the page is unlocked.

@@ -5,10 +5,9 @@
 use vtd_spec::registers::offset;
 use vtd_spec::{Capabilities, EventControl, FaultStatus, GlobalStatus, RootTableAddress};
 
-use super::command::PendingCommand;
 use crate::config::VirtualCommandEncoding;
 use crate::notify::Message;
-use crate::unit_state::{InterruptRemapping, Remapping};
+use crate::unit_state::{InterruptRemapping, PendingCommand, Remapping};
 
 /// Size of the register page in bytes.
 pub(crate) const PAGE_BYTES: u64 = 4096;
