@@ -496,12 +496,12 @@ impl Machine {
 
     fn tables_say(&self, source_id: SourceId) -> BTreeMap<Pasid, Attachment> {
         let mut said = BTreeMap::new();
-        self.unit.bindings(source_id, Pasid::ZERO, &mut |pasid, binding| {
-            let to = binding.and_then(|binding| match binding.translation {
+        self.unit.bindings(source_id, Pasid::ZERO, &|| false, &mut |pasid, binding| {
+            let to = match binding.translation {
                 Translation::PassThrough => Some(Attachment::SecondStage),
                 Translation::FirstStage(table) => Some(Attachment::Nested(table)),
                 Translation::SecondStage => None,
-            });
+            };
             said.extend(to.map(|to| (pasid, to)));
             ControlFlow::Continue(())
         });

@@ -68,7 +68,7 @@ impl PciFunction for AssignedFunction {
     fn config_write(&self, offset: u16, data: &[u8]) {
         self.device.config_write(offset, data);
         if self.device_control.is_some_and(|register| initiates_reset(register, offset, data)) {
-            self.assigned.reset();
+            self.assigned.reset_later();
         }
     }
 

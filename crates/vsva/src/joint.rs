@@ -134,10 +134,20 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Ear<M> {
         self.functions().iter().for_each(f);
     }
 
-    /// Has the functions that it concerns follow the guest's tables.
-    fn sync(&self, concerns: impl Fn(&Assigned<M>) -> bool, scope: Scope) {
-        let functions: Vec<_> = self.functions().into_iter().filter(|function| concerns(function)).collect();
-        functions.iter().for_each(|function| function.sync_entries(scope));
+    /// Notes that the tables of the functions that it concerns are to be read: once, at the next wait, however often it is
+    /// said until then.
+    fn note(&self, concerns: impl Fn(&Assigned<M>) -> bool, scope: Scope) {
+        self.each(|function| {
+            if concerns(function) {
+                function.note_stale(scope);
+            }
+        });
+    }
+
+    /// Has the functions follow the guest's tables as far as that was noted.
+    fn catch_up(&self) {
+        let functions: Vec<_> = self.functions().into_iter().filter(|function| function.is_stale()).collect();
+        functions.iter().for_each(|function| function.catch_up());
         functions.iter().for_each(|function| function.settle());
     }
 }
@@ -148,11 +158,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Observer for Ear<M> {
             Descriptor::ContextCache(context) => {
                 let all = context.granularity != ContextGranularity::Device;
                 // Also what was found through the context: some guests leave the PASID cache to it.
-                self.sync(|function| all || context.names(function.source_id()), Scope::All);
+                self.note(|function| all || context.names(function.source_id()), Scope::All);
             }
             Descriptor::PasidCache(pasids) => match pasids.granularity {
-                PasidCacheGranularity::Global => self.sync(|_| true, Scope::All),
-                PasidCacheGranularity::Domain => self.sync(|_| true, Scope::Domain(pasids.did)),
+                PasidCacheGranularity::Global => self.note(|_| true, Scope::All),
+                PasidCacheGranularity::Domain => self.note(|_| true, Scope::Domain(pasids.did)),
                 PasidCacheGranularity::Pasid => {
                     self.each(|function| function.sync_pasid(pasids.did, pasids.pasid));
                 }
@@ -181,12 +191,21 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Observer for Ear<M> {
         }
     }
 
+    fn is_behind(&self) -> bool {
+        self.functions().iter().any(|function| function.is_stale())
+    }
+
     fn complete(&self, page_request_drain: bool) {
+        self.catch_up();
         self.each(|function| function.complete(page_request_drain));
     }
 
     fn remapping_changed(&self) {
-        self.sync(|_| true, Scope::All);
+        self.note(|_| true, Scope::All);
+        // What interrupts this has begun something new, which is to be read again.
+        while self.is_behind() {
+            self.catch_up();
+        }
     }
 
     fn reset(&self) {

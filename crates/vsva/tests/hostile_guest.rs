@@ -72,15 +72,13 @@ impl Random {
 /// What the tables now say, read plainly.
 fn tables_say(guest: &Guest) -> BTreeMap<Pasid, Attachment> {
     let mut said = BTreeMap::new();
-    guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &mut |at, binding| {
-        if let Some(binding) = binding {
-            let to = match binding.translation {
-                vtd_unit::Translation::PassThrough => Some(Attachment::SecondStage),
-                vtd_unit::Translation::FirstStage(table) => Some(Attachment::Nested(table)),
-                vtd_unit::Translation::SecondStage => None,
-            };
-            said.extend(to.map(|to| (at, to)));
-        }
+    guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &|| false, &mut |at, binding| {
+        let to = match binding.translation {
+            vtd_unit::Translation::PassThrough => Some(Attachment::SecondStage),
+            vtd_unit::Translation::FirstStage(table) => Some(Attachment::Nested(table)),
+            vtd_unit::Translation::SecondStage => None,
+        };
+        said.extend(to.map(|to| (at, to)));
         std::ops::ControlFlow::Continue(())
     });
     said

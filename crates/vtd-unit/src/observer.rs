@@ -6,8 +6,15 @@ use vtd_spec::Descriptor;
 
 /// Hears what software tells the unit. Called in queue order by the one worker of the queue, with no lock held.
 pub trait Observer: Send + Sync {
-    /// An invalidation has been carried out on the unit's own caches.
+    /// An invalidation has been carried out on the unit's own caches. May be called by a thread that writes registers, so
+    /// what takes long is for [`complete`](Self::complete).
     fn invalidated(&self, descriptor: &Descriptor);
+
+    /// Whether [`complete`](Self::complete) would have to look at any number of PASIDs: then wait descriptors that are in the
+    /// queue together complete together, behind one look.
+    fn is_behind(&self) -> bool {
+        false
+    }
 
     /// A wait descriptor is about to complete: what was heard before it must be in effect when this returns.
     /// `page_request_drain` is its PD flag: software expects no more answers to be owed for what it has invalidated.

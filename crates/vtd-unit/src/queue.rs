@@ -31,8 +31,8 @@ const EXECUTOR_BUDGET: usize = 1024;
 /// Whether an observer may have to look at any number of PASIDs because of one descriptor.
 fn concerns_many(descriptor: &Descriptor) -> bool {
     match descriptor {
-        Descriptor::ContextCache(_) | Descriptor::Iotlb(_) => true,
-        Descriptor::PasidCache(pasids) => pasids.granularity != PasidCacheGranularity::Pasid,
+        Descriptor::Iotlb(_) => true,
+        Descriptor::PasidDeviceTlb(device) => device.gi,
         _ => false,
     }
 }
@@ -51,6 +51,10 @@ fn of_device(descriptor: &Descriptor) -> Option<(SourceId, DeviceTlbInvalidation
     }
 }
 
+/// Wait descriptors that were passed and are not complete, with the epoch of their queue: no more than a queue holds.
+#[derive(Default)]
+struct Waiting(Vec<(Wait, u64)>);
+
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
     /// Works off the queue for a processor that rang the doorbell. The caller has claimed the queue.
     pub(crate) fn run_queue_for_processor(self: &Arc<Self>) {
@@ -67,9 +71,19 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
 
     /// Works off a bounded part of the queue; true when it was left empty or stopped, and released.
     fn run_queue(&self, worker: Worker, time_out: &mut Option<TimeOut>) -> bool {
+        let mut waiting = Waiting::default();
+        let ended = self.run_descriptors(worker, time_out, &mut waiting);
+        debug_assert!(waiting.0.is_empty(), "waits are not left behind");
+        ended
+    }
+
+    fn run_descriptors(&self, worker: Worker, time_out: &mut Option<TimeOut>, waiting: &mut Waiting) -> bool {
         let on_processor = worker == Worker::Processor;
         let observed = self.is_observed();
         for _ in 0..if on_processor { DOORBELL_BUDGET } else { EXECUTOR_BUDGET } {
+            if !waiting.0.is_empty() && !self.registers().queue_goes_on() {
+                self.complete_waits(waiting);
+            }
             let next = self.registers().next_descriptor(time_out);
             match next {
                 Next::Idle(message) => {
@@ -94,13 +108,24 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                     match self.fetch(address, width, mode) {
                         Ok(descriptor) => {
                             // Fetched again by the executor, as if it had never been looked at.
-                            if on_processor && observed && concerns_many(&descriptor)
+                            let behind = matches!(descriptor, Descriptor::Wait(_)) && self.is_behind();
+                            if on_processor && (behind || observed && concerns_many(&descriptor))
                                 || !self.invalidate(&descriptor, worker)
                             {
                                 return false;
                             }
                             if self.registers().advance(epoch, following) {
-                                self.follow(&descriptor, epoch, time_out);
+                                match &descriptor {
+                                    Descriptor::Wait(wait) if behind && time_out.is_none() => {
+                                        waiting.0.push((*wait, epoch));
+                                    }
+                                    _ => {
+                                        if matches!(descriptor, Descriptor::Wait(_)) {
+                                            self.complete_waits(waiting);
+                                        }
+                                        self.follow(&descriptor, epoch, time_out);
+                                    }
+                                }
                                 self.tell_observer(&descriptor);
                             }
                         }
@@ -109,7 +134,22 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                 }
             }
         }
+        self.complete_waits(waiting);
         false
+    }
+
+    fn is_behind(&self) -> bool {
+        let mut behind = false;
+        self.each_observer(|observer| behind |= observer.is_behind());
+        behind
+    }
+
+    /// Completes waits that lie behind one another, in order. The first has the observers look; what has been heard since is
+    /// in effect as well then.
+    fn complete_waits(&self, waiting: &mut Waiting) {
+        for (wait, epoch) in std::mem::take(&mut waiting.0) {
+            self.complete_wait(&wait, epoch);
+        }
     }
 
     fn fetch(

@@ -2,6 +2,7 @@
 
 //! What someone who mirrors the unit's tables elsewhere reads: its software's PASID entries, each once.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use vm_memory::GuestMemoryBackend;
@@ -109,38 +110,58 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
         self.binding_of(&context, pasid).ok()
     }
 
-    /// Shows `f` the entries that the tables now hold for requests with PASID, in order of their PASIDs from `first`
-    /// on, until it breaks; none while remapping is off, and none whose table is not present or not valid. Reads each
-    /// directory entry and each PASID entry once; a directory may name one table many times, so `f` is what bounds the
-    /// work.
+    /// Shows `f` the valid entries that the tables now hold for requests with PASID, in order of their PASIDs from `first`
+    /// on, until it breaks; none while remapping is off. Reads each directory entry once, and each table once: where a
+    /// directory names one again, its valid entries alone. `interrupted` is asked before each table, and ends it. Whether
+    /// all were shown, or `f` had seen enough.
     pub fn bindings(
         &self,
         source_id: SourceId,
         first: Pasid,
-        f: &mut dyn FnMut(Pasid, Option<Binding>) -> ControlFlow<()>,
-    ) {
-        let Some(context) = self.context_for_pasids(source_id) else { return };
+        interrupted: &dyn Fn() -> bool,
+        f: &mut dyn FnMut(Pasid, Binding) -> ControlFlow<()>,
+    ) -> bool {
+        let Some(context) = self.context_for_pasids(source_id) else { return true };
         let core = self.core();
         let (memory, capabilities) = (&*core.memory, &core.capabilities);
         let limit = context.pasid_limit.min(1 << capabilities.pasid_bits());
+        // The tables that were read as a whole, with a bit for each valid entry.
+        let mut seen: HashMap<u64, u64> = HashMap::new();
         let mut number = first.get();
         while number < limit {
-            let next = (number | 0x3f) + 1;
+            if interrupted() {
+                return false;
+            }
+            let start = number & !0x3f;
             if let Ok(directory) =
                 read_directory_entry(memory, capabilities, &context, Pasid::truncated(number))
             {
-                for pasid in (number..next.min(limit)).map(Pasid::truncated) {
-                    if !self.names_space(&context, pasid) {
+                let known = seen.get(&directory.smptblptr()).copied().unwrap_or(!0);
+                let mut valid = 0;
+                for index in (number - start..(limit - start).min(64)).filter(|index| known >> index & 1 != 0)
+                {
+                    let pasid = Pasid::truncated(start + index);
+                    let Ok(space) = read_table_entry(memory, capabilities, &context, directory, pasid) else {
                         continue;
-                    }
-                    let space = read_table_entry(memory, capabilities, &context, directory, pasid);
-                    if f(pasid, space.ok().as_ref().map(Binding::new)).is_break() {
-                        return;
+                    };
+                    valid |= 1 << index;
+                    if self.names_space(&context, pasid) && f(pasid, Binding::new(&space)).is_break() {
+                        return true;
                     }
                 }
+                if number == start && limit - start >= 64 {
+                    seen.insert(directory.smptblptr(), valid);
+                }
             }
-            number = next;
+            number = start + 64;
         }
+        true
+    }
+
+    /// Counts enablings and disablings of the invalidation queue, and resets of the unit: what an observer does for a wait
+    /// descriptor is in vain once this has changed.
+    pub fn queue_generation(&self) -> u64 {
+        self.core().registers().queue_epoch
     }
 
     /// What the tables now say of a function's requests with `pasid`, or without any, before their address counts. Reads

@@ -205,6 +205,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
         self.core.pasids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Who finishes what register writes begin: also for what else a virtual processor's thread must not wait for.
+    pub fn executor(&self) -> Arc<dyn Executor> {
+        Arc::clone(&self.core.executor)
+    }
+
     /// What the unit has done since power-up, for the functions that it has now.
     pub fn statistics(&self) -> Statistics {
         let mut sum = Statistics::default();

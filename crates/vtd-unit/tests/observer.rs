@@ -64,8 +64,8 @@ fn bindings_are_what_the_tables_say() {
     let invalid = Guest::first_stage(DomainId(9), 0x1000).with_pgtt(PasidGranularTranslationType::Nested);
     guest.write_pasid_entry(pasid(71), invalid);
     let mut found = Vec::new();
-    guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &mut |pasid, binding| {
-        found.extend(binding.map(|binding| (pasid.get(), binding.domain.0)));
+    guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &|| false, &mut |pasid, binding| {
+        found.push((pasid.get(), binding.domain.0));
         ControlFlow::Continue(())
     });
     assert_eq!(found, [(5, 1), (70, 9), (0x1_2345, 1)]);
@@ -93,7 +93,7 @@ fn reading_stops_when_it_is_told_to() {
         guest.store(common::PASID_DIRECTORY + index * 8, table);
     }
     let mut count = 0;
-    guest.unit.bindings(SOURCE_ID, pasid(100), &mut |pasid, _| {
+    guest.unit.bindings(SOURCE_ID, pasid(100), &|| false, &mut |pasid, _| {
         assert_eq!(pasid.get(), 100 + count);
         count += 1;
         if count == 1000 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -109,10 +109,89 @@ fn a_directory_entry_is_read_once_for_all_of_its_table() {
     // The guest takes the table away while it is being looked at.
     let directory = common::PASID_DIRECTORY + 2 * 8;
     let mut found = Vec::new();
-    guest.unit.bindings(SOURCE_ID, pasid(0x80), &mut |pasid, binding| {
+    guest.unit.bindings(SOURCE_ID, pasid(0x80), &|| false, &mut |pasid, _| {
         guest.store(directory, 0);
-        found.extend(binding.map(|_| pasid.get()));
+        found.push(pasid.get());
         ControlFlow::Continue(())
     });
     assert_eq!(found, [0x80, 0x81]);
+}
+
+/// Counts looks; behind after each PASID-cache invalidation.
+#[derive(Default)]
+struct Lazy {
+    behind: std::sync::atomic::AtomicBool,
+    looks: std::sync::atomic::AtomicUsize,
+    waits: std::sync::atomic::AtomicUsize,
+}
+
+impl Observer for Lazy {
+    fn invalidated(&self, _: &Descriptor) {
+        self.behind.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn is_behind(&self) -> bool {
+        self.behind.load(std::sync::atomic::Ordering::SeqCst)
+    }
+
+    fn complete(&self, _: bool) {
+        self.waits.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        if self.behind.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            self.looks.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        }
+    }
+
+    fn remapping_changed(&self) {}
+}
+
+/// Whatever one doorbell brings: what takes long is done once.
+#[test]
+fn waits_that_are_in_the_queue_together_complete_in_order_behind_one_look() {
+    let guest = Guest::new();
+    let lazy = Arc::new(Lazy::default());
+    guest.unit.add_observer(&(Arc::clone(&lazy) as Arc<dyn Observer>));
+    const WAITS: u64 = 200;
+    for number in 0..WAITS {
+        guest.queue(&pasid_cache());
+        guest.queue(&common::descriptors::wait(common::WAIT_STATUS + 0x100 + 4 * number, number as u32 + 1));
+    }
+    guest.ring();
+    let status =
+        |number: u64| guest.memory.read_obj(GuestAddress(common::WAIT_STATUS + 0x100 + 4 * number)).unwrap();
+    patience::eventually("the last wait", || {
+        let last: u32 = status(WAITS - 1);
+        last == WAITS as u32
+    });
+    for number in 0..WAITS {
+        let found: u32 = status(number);
+        assert_eq!(found, number as u32 + 1);
+    }
+    assert_eq!(lazy.waits.load(std::sync::atomic::Ordering::SeqCst) as u64, WAITS);
+    assert_eq!(lazy.looks.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_table_that_a_directory_names_again_is_read_for_its_valid_entries_alone() {
+    let guest = Guest::new();
+    guest.bind(pasid(64 + 3));
+    let table = guest.load(common::PASID_DIRECTORY + 8);
+    for index in 0..1 << 14 {
+        guest.store(common::PASID_DIRECTORY + index * 8, table);
+    }
+    let (mut found, tables) = (0, std::cell::Cell::new(0));
+    let count = || {
+        tables.set(tables.get() + 1);
+        false
+    };
+    assert!(guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &count, &mut |at, _| {
+        assert_eq!(at.get() % 64, 3);
+        found += 1;
+        if found == 2 {
+            // What appears meanwhile is for the announcement that follows.
+            guest.write_pasid_entry(pasid(64 + 9), Guest::first_stage(DomainId(1), 0x1000));
+        }
+        ControlFlow::Continue(())
+    }));
+    assert_eq!((found, tables.get()), (1 << 14, 1 << 14));
+    assert!(!guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &|| true, &mut |_, _| panic!("interrupted")));
 }

@@ -287,3 +287,60 @@ fn a_unit_that_goes_while_work_is_left_ends_its_thread() {
     // Joins the thread: were it not to end, neither would this.
     drop(guest);
 }
+
+struct Mirror(AtomicUsize);
+
+impl vtd_unit::Observer for Mirror {
+    fn invalidated(&self, _: &Descriptor) {}
+    fn complete(&self, _: bool) {}
+    fn remapping_changed(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// How long that takes is for the guest's tables to say.
+#[test]
+fn whoever_mirrors_the_tables_reads_them_on_the_executor_and_gsts_waits_for_that() {
+    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap());
+    let (later, messages) = (Arc::new(Later::default()), Arc::new(Messages::default()));
+    let executor = Arc::clone(&later) as Arc<dyn Executor>;
+    let unit = Unit::with_executor(&UnitConfig::default(), memory, messages, executor).unwrap();
+    let mirror = Arc::new(Mirror(AtomicUsize::new(0)));
+    unit.add_observer(&(Arc::clone(&mirror) as Arc<dyn vtd_unit::Observer>));
+    let status = || {
+        let mut data = [0; 4];
+        unit.read(offset::GSTS, &mut data);
+        u32::from_le_bytes(data) >> 30
+    };
+    unit.write(offset::RTADDR, &(common::ROOT_TABLE | 0x400).to_le_bytes());
+    unit.write(offset::GCMD, &(1u32 << 30).to_le_bytes());
+    assert_eq!((mirror.0.load(Ordering::SeqCst), status()), (0, 0));
+    // Another processor commands more before that is done: one look serves both.
+    unit.write(offset::GCMD, &(1u32 << 31).to_le_bytes());
+    assert_eq!((later.run(), mirror.0.load(Ordering::SeqCst), status()), (1, 1, 0b11));
+    assert_eq!(later.run(), 0);
+}
+
+/// What software has not set is no table.
+#[test]
+fn translation_and_interrupt_remapping_need_a_table() {
+    let memory = Arc::new(Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
+    let config = UnitConfig { ir: true, ..UnitConfig::default() };
+    let unit = Unit::new(&config, memory, Arc::new(Messages::default())).unwrap();
+    let status = || {
+        let mut data = [0; 4];
+        unit.read(offset::GSTS, &mut data);
+        u32::from_le_bytes(data)
+    };
+    unit.write(offset::GCMD, &(1u32 << 31 | 1 << 25).to_le_bytes());
+    assert_eq!(status(), 0);
+    unit.write(offset::GCMD, &(1u32 << 30).to_le_bytes());
+    unit.write(offset::GCMD, &(1u32 << 31 | 1 << 25).to_le_bytes());
+    assert_eq!(status(), 0b11 << 30);
+    unit.write(offset::GCMD, &(1u32 << 31 | 1 << 24).to_le_bytes());
+    unit.write(offset::GCMD, &(1u32 << 31 | 1 << 25).to_le_bytes());
+    assert_eq!(status(), 0b11 << 30 | 0b11 << 24);
+    unit.reset();
+    unit.write(offset::GCMD, &(1u32 << 31 | 1 << 25).to_le_bytes());
+    assert_eq!(status(), 0);
+}

@@ -11,6 +11,7 @@ mod invalidation;
 mod sync;
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use vm_memory::GuestMemoryBackend;
@@ -37,6 +38,10 @@ pub struct Assigned<M> {
     /// The function's port into the guest's unit.
     port: OnceLock<Endpoint<M>>,
     changes: Mutex<Changes>,
+    /// Which entries are to be read at the next wait.
+    stale: Mutex<Option<Scope>>,
+    /// The function goes: nothing is read for it any more.
+    closing: AtomicBool,
     shadow: Mutex<Shadow>,
 }
 
@@ -91,6 +96,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             tracer,
             port: OnceLock::new(),
             changes: Mutex::default(),
+            stale: Mutex::default(),
+            closing: AtomicBool::new(false),
             shadow: Mutex::new(Shadow::new()),
         });
         let port = unit.endpoint(source_id, Arc::new(Port(Arc::downgrade(&assigned))))?;
@@ -139,6 +146,16 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         self.sync(Scope::All);
     }
 
+    /// As [`Self::reset`], on the unit's executor: for a reset by a register that a virtual processor has written.
+    pub fn reset_later(self: &Arc<Self>) {
+        let assigned = Arc::downgrade(self);
+        self.unit.executor().execute(Box::new(move || {
+            if let Some(assigned) = assigned.upgrade() {
+                assigned.reset();
+            }
+        }));
+    }
+
     fn changes(&self) -> MutexGuard<'_, Changes> {
         self.changes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -155,6 +172,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
 
     /// Unbinds everything for good: the machine goes.
     pub(crate) fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
         let mut changes = self.changes();
         changes.closed = true;
         self.release(&mut changes);

@@ -4,6 +4,8 @@
 //! detached.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{DomainId, Pasid};
@@ -48,16 +50,46 @@ pub(super) struct Waiting {
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
     /// Reads all entries in scope and attaches, replaces and detaches until the host has what they say.
     pub(crate) fn sync(&self, scope: Scope) {
-        self.sync_entries(scope);
+        self.note_stale(scope);
+        while self.is_stale() {
+            self.catch_up();
+        }
         self.settle();
     }
 
-    /// As [`Self::sync`], but for bindings that find no PASID left. They are for [`Self::settle`], once all functions have
-    /// given back what they no longer use.
-    pub(crate) fn sync_entries(&self, scope: Scope) {
+    /// Notes that entries are to be read.
+    pub(crate) fn note_stale(&self, scope: Scope) {
+        let mut stale = self.stale();
+        *stale = Some(match *stale {
+            Some(before) if before != scope => Scope::All,
+            _ => scope,
+        });
+    }
+
+    /// Whether some are.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.stale().is_some() && !self.closing.load(Ordering::Relaxed)
+    }
+
+    fn stale(&self) -> MutexGuard<'_, Option<Scope>> {
+        self.stale.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads what is to be read, but for bindings that find no PASID left: those are for [`Self::settle`], once all functions
+    /// have given back what they no longer use. Where the queue is disabled or enabled meanwhile, or the unit reset, it is
+    /// still to be read afterwards.
+    pub(crate) fn catch_up(&self) {
+        let Some(scope) = self.stale().take() else { return };
+        if !self.sync_entries(scope) {
+            self.note_stale(scope);
+        }
+    }
+
+    /// Whether all entries in scope were read.
+    fn sync_entries(&self, scope: Scope) -> bool {
         let mut changes = self.changes();
         if changes.closed {
-            return;
+            return true;
         }
         changes.waiting.clear();
         changes.beyond = None;
@@ -68,13 +100,35 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         self.sync_without_pasid(&mut changes, |_, before, now| scope.holds(before, now));
         // Bound PASIDs from here on have not been looked at.
         let mut next = 0;
-        self.unit.bindings(self.source_id, Pasid::ZERO, &mut |pasid, binding| {
+        let generation = self.unit.queue_generation();
+        let interrupted =
+            || self.closing.load(Ordering::Relaxed) || self.unit.queue_generation() != generation;
+        let all = self.unit.bindings(self.source_id, Pasid::ZERO, &interrupted, &mut |pasid, binding| {
             self.unbind_between(&mut changes, next, pasid.get(), scope);
-            self.sync_entry(&mut changes, pasid, binding, scope);
+            self.sync_entry(&mut changes, pasid, Some(binding), scope);
             next = pasid.get() + 1;
-            ControlFlow::Continue(())
+            // Beyond what can be bound nothing new is looked for.
+            if changes.beyond.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        self.unbind_between(&mut changes, next, Pasid::MAX.get() + 1, scope);
+        if !all {
+            return false;
+        }
+        if changes.beyond.is_some() {
+            // What is bound already is still followed, each on its own.
+            for guest in self.bound_from(next) {
+                let binding = self.unit.binding(self.source_id, guest);
+                self.sync_entry(&mut changes, guest, binding, scope);
+            }
+        } else {
+            self.unbind_between(&mut changes, next, Pasid::MAX.get() + 1, scope);
+        }
+        true
+    }
+
+    /// The guest's PASIDs that are bound, from a number on.
+    fn bound_from(&self, first: u32) -> Vec<Pasid> {
+        let Some(first) = Pasid::new(first) else { return Vec::new() };
+        self.shadow().guests_from(first).map(|(guest, _)| guest).collect()
     }
 
     /// Binds what has found no PASID so far; what still finds none is refused.

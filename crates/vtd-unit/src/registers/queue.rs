@@ -81,6 +81,11 @@ impl Registers {
         self.raise_fault_condition(|status| status.with_ite(true))
     }
 
+    /// Whether there is another descriptor to fetch.
+    pub(crate) fn queue_goes_on(&self) -> bool {
+        self.queue_enabled && self.queue_has_work() && self.pending_register_invalidation().is_none()
+    }
+
     /// Whether the queue is still enabled as it was the `epoch`-th time.
     pub(crate) fn is_queue_epoch(&self, epoch: u64) -> bool {
         self.queue_epoch == epoch
