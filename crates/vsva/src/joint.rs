@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryBackend;
 use vtd_spec::descriptors::{
     ContextGranularity, IotlbGranularity, PasidCacheGranularity, PasidIotlbGranularity,
 };
-use vtd_spec::{AddressRange, Descriptor, SourceId};
+use vtd_spec::{AddressRange, Descriptor, Pasid, SourceId};
 use vtd_unit::{Observer, PasidAllocator, SourceIdInUse, Unit};
 
 use crate::assigned::{Assigned, Scope};
@@ -73,8 +73,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Joint<M> {
         let functions = Arc::new(RwLock::new(Vec::new()));
         let pasids = Arc::new(HostPasids::new(Arc::clone(&host)));
         let ear = Ear { functions: Arc::clone(&functions), pasids: Arc::clone(&pasids) };
-        let observer: Arc<dyn Observer> = Arc::new(ear);
-        let allocator: Arc<dyn PasidAllocator> = Arc::clone(&pasids) as Arc<dyn PasidAllocator>;
+        let ear = Arc::new(ear);
+        let allocator = Arc::clone(&ear) as Arc<dyn PasidAllocator>;
+        let observer = ear as Arc<dyn Observer>;
         if unit.has_virtual_command() && !unit.set_pasid_allocator(&allocator) {
             return Err(AssignError::Joined);
         }
@@ -149,6 +150,22 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Ear<M> {
         let functions: Vec<_> = self.functions().into_iter().filter(|function| function.is_stale()).collect();
         functions.iter().for_each(|function| function.catch_up());
         functions.iter().for_each(|function| function.settle());
+    }
+}
+
+impl<M: GuestMemoryBackend + Send + Sync + 'static> PasidAllocator for Ear<M> {
+    fn allocate(&self) -> Option<Pasid> {
+        self.pasids.allocate()
+    }
+
+    /// A PASID that is still bound is unbound first: who frees it must be able to rely on that. \[Linux
+    /// drivers/iommu/ioasid.c:ioasid_free\]
+    fn free(&self, pasid: Pasid) -> bool {
+        if !self.pasids.is_commanded(pasid) {
+            return false;
+        }
+        self.each(|function| function.give_up(pasid));
+        self.pasids.free(pasid)
     }
 }
 

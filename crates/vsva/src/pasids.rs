@@ -7,7 +7,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vtd_spec::Pasid;
-use vtd_unit::PasidAllocator;
 
 use crate::host::{HostError, HostIommu};
 
@@ -99,8 +98,9 @@ impl HostPasids {
     }
 }
 
-impl PasidAllocator for HostPasids {
-    fn allocate(&self) -> Option<Pasid> {
+impl HostPasids {
+    /// A PASID of the host for the guest, under the host's number.
+    pub(crate) fn allocate(&self) -> Option<Pasid> {
         let mut state = self.state();
         if state.closed {
             return None;
@@ -118,13 +118,20 @@ impl PasidAllocator for HostPasids {
         pasid
     }
 
-    /// A PASID that is still bound somewhere is not freed. \[Linux 5.8 iommu.c:intel_vcmd_ioasid_free\]
-    fn free(&self, pasid: Pasid) -> bool {
+    /// Whether the guest has allocated it.
+    pub(crate) fn is_commanded(&self, pasid: Pasid) -> bool {
+        self.state().commanded.contains(&pasid)
+    }
+
+    /// Takes one back; false where the guest has not allocated it. One that is still in use goes with its last use.
+    pub(crate) fn free(&self, pasid: Pasid) -> bool {
         let mut state = self.state();
-        if state.in_use.contains_key(&pasid) || !state.commanded.remove(&pasid) {
+        if !state.commanded.remove(&pasid) {
             return false;
         }
-        self.host.free_pasid(pasid);
+        if !state.in_use.contains_key(&pasid) {
+            self.host.free_pasid(pasid);
+        }
         true
     }
 }

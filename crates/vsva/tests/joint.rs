@@ -585,7 +585,7 @@ fn a_pasid_on_two_functions_is_one_pasid_of_the_host() {
 }
 
 #[test]
-fn pasids_of_the_virtual_command_are_bound_under_their_own_number_and_not_freed_while_bound() {
+fn pasids_of_the_virtual_command_are_bound_under_their_own_number_and_unbound_when_they_are_freed() {
     for encoding in [VirtualCommandEncoding::Early, VirtualCommandEncoding::Final] {
         let config = UnitConfig { vcmd: Some(encoding), ..UnitConfig::default() };
         let rig = rig_with(&config, Host::new(false));
@@ -595,6 +595,7 @@ fn pasids_of_the_virtual_command_are_bound_under_their_own_number_and_not_freed_
         };
         let execute = |value| {
             rig.guest.write64(command, value);
+            patience::eventually("the virtual command", || rig.guest.read64(response) & 1 == 0);
             rig.guest.read64(response)
         };
         let number = (execute(1) >> shift) as u32;
@@ -602,12 +603,17 @@ fn pasids_of_the_virtual_command_are_bound_under_their_own_number_and_not_freed_
         rig.guest.bind(pasid(number));
         rig.guest.submit(&psi(1, number));
         assert_eq!(rig.assigned.host_pasid(pasid(number)), Some(pasid(number)));
-        assert_ne!(execute(2 | 1000 << shift), 0, "still bound");
         rig.guest.write_pasid_entry(pasid(number), Default::default());
         rig.guest.submit(&psi(1, number));
         assert!(rig.host.allocated.lock().unwrap().contains(&number), "unbinding does not free");
+        rig.guest.bind(pasid(number));
+        rig.guest.submit(&psi(1, number));
+        rig.host.take();
+        // Whoever frees one that is bound relies on that it no longer is.
         assert_eq!(execute(2 | 1000 << shift), 0);
+        assert_eq!(rig.host.take(), [Call::Translate(number, None), Call::Block(Some(number))]);
         assert!(rig.host.allocated.lock().unwrap().is_empty());
+        assert_ne!(execute(2 | 1000 << shift), 0, "the guest no longer has it");
     }
 }
 

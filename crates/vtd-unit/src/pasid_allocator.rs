@@ -9,6 +9,7 @@ pub trait PasidAllocator: Send + Sync {
     /// A PASID that is the caller's until it is freed; `None` where there is none left.
     fn allocate(&self) -> Option<Pasid>;
 
-    /// Gives a PASID back; false where it was not the caller's.
+    /// Gives a PASID back, wherever it is still in use; false where it was not the caller's. Called on the executor: it may
+    /// wait.
     fn free(&self, pasid: Pasid) -> bool;
 }

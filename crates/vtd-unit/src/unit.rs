@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{Capabilities, GlobalCommand, SourceId};
 
-use crate::config::{ConfigError, Entries, UnitConfig};
+use crate::config::{ConfigError, Entries, UnitConfig, VirtualCommandEncoding};
 use crate::core::Core;
 use crate::endpoint::Endpoint;
 use crate::endpoint_sink::EndpointSink;
@@ -110,10 +110,24 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
             self.core.run_queue_for_processor();
         }
         if let Some((command, encoding)) = effects.virtual_command.zip(self.core.virtual_command) {
-            let pasids = self.pasids().as_ref().and_then(Weak::upgrade);
-            let response = encoding.execute(command, pasids.as_deref());
-            self.core.registers().finish_virtual_command(response);
+            if encoding.may_wait(command) {
+                let core = Arc::downgrade(&self.core);
+                self.core.executor.execute(Box::new(move || {
+                    if let Some(core) = core.upgrade() {
+                        Self { core }.virtual_command(command, encoding);
+                    }
+                }));
+            } else {
+                self.virtual_command(command, encoding);
+            }
         }
+    }
+
+    /// Carries a virtual command out; VCRSP tells when it is done.
+    fn virtual_command(&self, command: u64, encoding: VirtualCommandEncoding) {
+        let pasids = self.pasids().as_ref().and_then(Weak::upgrade);
+        let response = encoding.execute(command, pasids.as_deref());
+        self.core.registers().finish_virtual_command(response);
     }
 
     /// The port of the function `source_id`, whose invalidations and page group responses go to `sink`.

@@ -43,6 +43,11 @@ impl VirtualCommandEncoding {
         }
     }
 
+    /// Whether a command may have to wait for what the host is doing.
+    pub(crate) fn may_wait(self, bits: u64) -> bool {
+        self.decode(bits).0 == COMMAND_FREE_PASID
+    }
+
     /// Carries a command out; returns VCRSP.
     pub(crate) fn execute(self, bits: u64, allocator: Option<&dyn PasidAllocator>) -> u64 {
         let (command, operand) = self.decode(bits);

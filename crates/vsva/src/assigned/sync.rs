@@ -295,6 +295,11 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             .inspect_err(|_| self.host.block(self.device, Some(host)))
     }
 
+    /// The guest gives a PASID up, whatever its tables say of it.
+    pub(crate) fn give_up(&self, guest: Pasid) {
+        self.unbind(&mut self.changes(), guest);
+    }
+
     fn unbind(&self, changes: &mut Changes, guest: Pasid) {
         self.flush(changes);
         self.detach(guest);

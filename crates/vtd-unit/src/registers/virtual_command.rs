@@ -53,8 +53,11 @@ impl Registers {
     }
 
     pub(crate) fn finish_virtual_command(&mut self, response: u64) {
-        if let Some(encoding) = self.virtual_command {
-            self.set64(encoding.offsets().response, response);
+        let Some(encoding) = self.virtual_command else { return };
+        let at = encoding.offsets().response;
+        // A reset has forgotten it.
+        if self.get64(at) & IN_PROGRESS != 0 {
+            self.set64(at, response);
         }
     }
 }
