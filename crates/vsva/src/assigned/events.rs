@@ -6,7 +6,7 @@ use vm_memory::GuestMemoryBackend;
 use vtd_spec::{FaultReason, Pasid};
 use vtd_unit::{PageGroupResponse, PageRequest, Requester, ResponseCode};
 
-use super::Assigned;
+use super::state::Assigned;
 use crate::host::{DeviceId, FaultPasid, HostEvents, HostFault};
 use crate::shadow::Outstanding;
 use crate::trace::Event;

@@ -6,17 +6,9 @@ use vm_memory::GuestMemoryBackend;
 use vtd_spec::{AddressRange, DomainId, Pasid};
 use vtd_unit::DeviceTlbInvalidation;
 
-use super::sync::Scope;
-use super::{Assigned, Changes};
-use crate::host::{Attachment, Invalidation, InvalidationKind};
+use super::state::{Assigned, Scope};
+use crate::host::{Attachment, InvalidationKind};
 use crate::shadow::{Bound, WithoutPasid};
-use crate::trace::Event;
-
-/// Invalidations that are collected before they go down without a wait descriptor having asked.
-const BATCH: usize = 256;
-
-/// Times a host is given a batch of which it does nothing.
-const INVALIDATE_TRIES: usize = 3;
 
 /// Whether the guest has a stage of its own in it. What is attached to the second stage alone is the host's to invalidate.
 fn is_nested(bound: &Bound) -> bool {
@@ -42,10 +34,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         };
         let kind = InvalidationKind::Iotlb { leaf_only };
         if let Some(bound) = bound {
-            self.push(&mut changes, Some(bound.host), range, kind);
+            self.pass_down(&mut changes, Some(bound.host), range, kind);
         }
         if without {
-            self.push(&mut changes, None, range, kind);
+            self.pass_down(&mut changes, None, range, kind);
         }
     }
 
@@ -69,10 +61,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             (hosts, without)
         };
         for host in hosts {
-            self.push(&mut changes, Some(host), AddressRange::ALL, kind);
+            self.pass_down(&mut changes, Some(host), AddressRange::ALL, kind);
         }
         if without {
-            self.push(&mut changes, None, AddressRange::ALL, kind);
+            self.pass_down(&mut changes, None, AddressRange::ALL, kind);
         }
     }
 
@@ -87,7 +79,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
                 .map(|(_, bound)| bound.host)
                 .collect();
             for host in hosts {
-                self.push(&mut changes, Some(host), range, kind);
+                self.pass_down(&mut changes, Some(host), range, kind);
             }
             return;
         }
@@ -95,7 +87,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             None => {
                 let without = self.shadow().without_pasid;
                 if matches!(without.attachment(), Some(Attachment::Nested(_))) {
-                    self.push(&mut changes, None, range, kind);
+                    self.pass_down(&mut changes, None, range, kind);
                 }
             }
             Some(guest) => {
@@ -106,18 +98,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
                     shadow.bound(guest).filter(is_nested)
                 };
                 if let Some(bound) = bound {
-                    self.push(&mut changes, Some(bound.host), range, kind);
+                    self.pass_down(&mut changes, Some(bound.host), range, kind);
                 }
             }
-        }
-    }
-
-    fn push(&self, changes: &mut Changes, pasid: Option<Pasid>, range: AddressRange, kind: InvalidationKind) {
-        let invalidation = Invalidation { device: self.device, pasid, range, kind };
-        self.trace(&Event::Invalidate(invalidation));
-        changes.batch.push(invalidation);
-        if changes.batch.len() >= BATCH {
-            self.flush(changes);
         }
     }
 
@@ -129,28 +112,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         let drained = self.shadow().take_drained(page_request_drain);
         for guest in drained {
             self.abandon(Some(Some(guest)));
-        }
-    }
-
-    pub(super) fn flush(&self, changes: &mut Changes) {
-        let batch = &mut changes.batch;
-        let mut tries = 0;
-        while !batch.is_empty() {
-            let done = self.host.invalidate(batch).min(batch.len());
-            batch.drain(..done);
-            tries = if done == 0 { tries + 1 } else { 0 };
-            if tries == INVALIDATE_TRIES {
-                // Stale translations must not survive: rather none at all, until the guest announces an entry again.
-                tracing::error!(function = %self.source_id, "the host does not invalidate: unbinding what it concerns");
-                for invalidation in batch.drain(..) {
-                    let guest = invalidation.pasid.map(|host| self.shadow().guest(host));
-                    match guest {
-                        None => self.detach_without_pasid(),
-                        Some(Some(guest)) => self.detach(guest),
-                        Some(None) => {}
-                    }
-                }
-            }
         }
     }
 }

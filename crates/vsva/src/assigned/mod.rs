@@ -6,60 +6,27 @@
 //! Two locks, never the other way round: `changes` serialises what changes attachments and is held over calls to
 //! the host; `shadow` is held for look-ups only. What comes up from the host takes `shadow` alone.
 
+mod detach;
 mod events;
+mod flush;
 mod invalidation;
+mod state;
 mod sync;
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{Pasid, SourceId};
-use vtd_unit::{
-    DeviceTlbInvalidation, Endpoint, EndpointSink, Message, PageGroupResponse, SourceIdInUse, Unit,
-};
+use vtd_unit::{DeviceTlbInvalidation, EndpointSink, PageGroupResponse, SourceIdInUse, Unit};
 
-use crate::host::{Attachment, DeviceId, HostEvents, HostIommu, Invalidation};
+use crate::host::{DeviceId, HostEvents, HostIommu};
 use crate::pasids::HostPasids;
 use crate::shadow::{Shadow, WithoutPasid};
-use crate::trace::{Event, Tracer};
-pub(crate) use sync::Scope;
-use sync::Waiting;
-
-/// A function of the guest that a host has assigned.
-pub struct Assigned<M> {
-    unit: Unit<M>,
-    source_id: SourceId,
-    device: DeviceId,
-    host: Arc<dyn HostIommu>,
-    pasids: Arc<HostPasids>,
-    tracer: Option<Arc<dyn Tracer>>,
-    /// The function's port into the guest's unit.
-    port: OnceLock<Endpoint<M>>,
-    changes: Mutex<Changes>,
-    /// Which entries are to be read at the next wait.
-    stale: Mutex<Option<Scope>>,
-    /// The function goes: nothing is read for it any more.
-    closing: AtomicBool,
-    shadow: Mutex<Shadow>,
-}
-
-/// What is under way towards the host.
-#[derive(Default)]
-struct Changes {
-    /// Invalidations that were not passed down yet.
-    batch: Vec<Invalidation>,
-    /// New bindings that wait for a PASID, and the first of those that were not taken in.
-    waiting: Vec<Waiting>,
-    beyond: Option<Pasid>,
-    /// What the host was too busy for: PASIDs, and requests without one.
-    again: BTreeSet<Option<Pasid>>,
-    /// The user was told that what the guest asks for cannot be had.
-    told: bool,
-    /// The joint is gone: nothing is attached any more.
-    closed: bool,
-}
+use crate::trace::Tracer;
+pub use state::Assigned;
+use state::Changes;
+pub(crate) use state::Scope;
 
 /// What the guest's unit tells the function. Weak: the unit keeps its sinks, and the function keeps the unit.
 struct Port<M>(Weak<Assigned<M>>);
@@ -107,42 +74,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         Ok(assigned)
     }
 
-    /// The function's source-id in the guest.
-    pub fn source_id(&self) -> SourceId {
-        self.source_id
-    }
-
-    /// The function's name on the host.
-    pub fn device(&self) -> DeviceId {
-        self.device
-    }
-
-    /// The host's PASID that stands for one of the guest, while it is bound.
-    pub fn host_pasid(&self, guest: Pasid) -> Option<Pasid> {
-        self.shadow().bound(guest).map(|bound| bound.host)
-    }
-
-    /// The guest's PASIDs that are bound, in order, with the host's and what they are attached to.
-    pub fn bound(&self) -> Vec<(Pasid, Pasid, Attachment)> {
-        let shadow = self.shadow();
-        shadow.guests_from(Pasid::ZERO).map(|(guest, bound)| (guest, bound.host, bound.attachment)).collect()
-    }
-
-    /// Number of the guest's PASIDs that are bound.
-    pub fn bound_count(&self) -> usize {
-        self.shadow().len()
-    }
-
-    /// Sends a message of the function's: the guest's unit remaps it by the source-id that the guest knows.
-    pub fn message(&self, message: Message) {
-        if let Some(port) = self.port.get() {
-            port.message(message);
-        }
-    }
-
     /// Unbinds everything and reads the guest's tables afresh: after a reset of the function.
     pub fn reset(&self) {
-        self.release(&mut self.changes());
+        self.unbind_everything(&mut self.changes());
         self.sync(Scope::All);
     }
 
@@ -156,29 +90,15 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         }));
     }
 
-    fn changes(&self) -> MutexGuard<'_, Changes> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn shadow(&self) -> MutexGuard<'_, Shadow> {
-        self.shadow.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn trace(&self, event: &Event) {
-        if let Some(tracer) = &self.tracer {
-            tracer.event(self.source_id, event);
-        }
-    }
-
     /// Unbinds everything for good: the machine goes.
     pub(crate) fn close(&self) {
         self.closing.store(true, Ordering::Relaxed);
         let mut changes = self.changes();
         changes.closed = true;
-        self.release(&mut changes);
+        self.unbind_everything(&mut changes);
     }
 
-    fn release(&self, changes: &mut Changes) {
+    fn unbind_everything(&self, changes: &mut Changes) {
         self.unbind_between(changes, 0, Pasid::MAX.get() + 1, Scope::All);
         changes.batch.clear();
         changes.waiting.clear();

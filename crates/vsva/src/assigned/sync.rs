@@ -5,47 +5,15 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{DomainId, Pasid};
-use vtd_unit::{Access, Binding, Requester, RequestsWithoutPasid, Translation};
+use vtd_unit::{Binding, RequestsWithoutPasid, Translation};
 
-use super::{Assigned, Changes};
+use super::state::{Assigned, Changes, Scope, Waiting};
 use crate::host::{Attachment, HostError};
 use crate::shadow::{Bound, WithoutPasid, attachment, without_pasid};
 use crate::trace::Event;
-
-/// Which entries a PASID-cache invalidation concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Scope {
-    All,
-    Domain(DomainId),
-}
-
-impl Scope {
-    /// Whether it concerns an entry that was `before` and is `now`, each by its domain-id.
-    fn holds(self, before: Option<DomainId>, now: Option<DomainId>) -> bool {
-        let Self::Domain(domain) = self else { return true };
-        // What was not present or not valid is cached under domain 0 in caching mode. [S 6.1]
-        before.unwrap_or_default() == domain || now == Some(domain)
-    }
-
-    /// Whether something that is bound is of the scope.
-    pub(super) fn is_of(self, bound: &Bound) -> bool {
-        match self {
-            Self::All => true,
-            Self::Domain(domain) => bound.domain == domain,
-        }
-    }
-}
-
-/// A new binding for which the host had no PASID left.
-pub(super) struct Waiting {
-    guest: Pasid,
-    to: Attachment,
-    domain: DomainId,
-}
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
     /// Reads all entries in scope and attaches, replaces and detaches until the host has what they say.
@@ -55,24 +23,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
             self.catch_up();
         }
         self.settle();
-    }
-
-    /// Notes that entries are to be read.
-    pub(crate) fn note_stale(&self, scope: Scope) {
-        let mut stale = self.stale();
-        *stale = Some(match *stale {
-            Some(before) if before != scope => Scope::All,
-            _ => scope,
-        });
-    }
-
-    /// Whether some are.
-    pub(crate) fn is_stale(&self) -> bool {
-        self.stale().is_some() && !self.closing.load(Ordering::Relaxed)
-    }
-
-    fn stale(&self) -> MutexGuard<'_, Option<Scope>> {
-        self.stale.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads what is to be read, but for bindings that find no PASID left: those are for [`Self::settle`], once all functions
@@ -305,40 +255,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         self.detach(guest);
     }
 
-    pub(super) fn detach(&self, guest: Pasid) {
-        let Some(bound) = self.shadow().bound(guest) else { return };
-        // First no new request under this PASID, then none in flight, then no waiting for a page.
-        if let Err(error) = self.host.set_pasid_translation(self.device, guest, None) {
-            tracing::debug!(%error, %guest, "the host keeps the PASID's translation: it is blocked all the same");
-        }
-        self.host.block(self.device, Some(bound.host));
-        // In one step: a request that is on its way up finds the PASID and waits for the guest's answer, or does not find
-        // it. What waits is the guest's to answer, as if the function were its own: a device that were drained early would
-        // let it free what it still works on.
-        let waits = {
-            let mut shadow = self.shadow();
-            shadow.remove(guest);
-            if self.host.nesting_info().ends_groups {
-                shadow.close_groups_of(Some(Some(guest)));
-            }
-            shadow.linger(guest)
-        };
-        if !waits {
-            self.pasids.release(guest);
-        }
-        self.trace(&Event::Unbind { guest: Some(guest), host: Some(bound.host) });
-    }
-
-    /// The host has refused: nothing has changed there, and the guest reads of it what its entry would have raised.
-    fn refused(&self, guest: Option<Pasid>, error: HostError) {
-        tracing::debug!(%error, function = %self.source_id, "the host refuses an attachment");
-        if let Some(port) = self.port.get() {
-            let requester = Requester { pasid: guest, privileged: false };
-            port.report_fault(error.fault_reason(), requester, 0, Access::Read);
-        }
-        self.trace(&Event::Refused { guest, error });
-    }
-
     /// What becomes of requests without PASID, if `concerns` says so of the PASID whose entry they use, and its domain-id
     /// before and now.
     fn sync_without_pasid(
@@ -398,15 +314,5 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
                  cannot nest: it is blocked. Boot the guest with intel_iommu=on,sm_on, or with iommu=pt"
             );
         }
-    }
-
-    pub(super) fn detach_without_pasid(&self) {
-        self.host.block(self.device, None);
-        self.shadow().without_pasid = WithoutPasid::Blocked;
-        if self.host.nesting_info().ends_groups {
-            self.shadow().close_groups_of(Some(None));
-        }
-        self.abandon(Some(None));
-        self.trace(&Event::Unbind { guest: None, host: None });
     }
 }

@@ -5,7 +5,6 @@
 use vm_memory::{Bytes, GuestAddress};
 use vtd_spec::{FirstStageEntry, Pasid, PasidEntry};
 
-use super::memory::Piece;
 use super::soft_host::SoftHost;
 use crate::host::DeviceId;
 
@@ -68,17 +67,5 @@ impl SoftHost {
             }
         }
         None
-    }
-
-    /// Where a guest physical address lies in the host's memory.
-    pub fn host_physical(&self, guest_physical: u64) -> Option<u64> {
-        let piece = self.piece(guest_physical)?;
-        Some(piece.host + (guest_physical - piece.guest))
-    }
-
-    /// The piece of the guest's memory around an address.
-    pub(super) fn piece(&self, guest_physical: u64) -> Option<Piece> {
-        let holds = |piece: &&Piece| (piece.guest..piece.guest + piece.length).contains(&guest_physical);
-        self.pieces.iter().find(holds).copied()
     }
 }

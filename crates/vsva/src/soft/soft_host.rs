@@ -63,6 +63,18 @@ impl SoftHost {
         Ok((id, endpoint))
     }
 
+    /// Where a guest physical address lies in the host's memory.
+    pub fn host_physical(&self, guest_physical: u64) -> Option<u64> {
+        let piece = self.piece(guest_physical)?;
+        Some(piece.host + (guest_physical - piece.guest))
+    }
+
+    /// The piece of the guest's memory around an address.
+    pub(super) fn piece(&self, guest_physical: u64) -> Option<Piece> {
+        let holds = |piece: &&Piece| (piece.guest..piece.guest + piece.length).contains(&guest_physical);
+        self.pieces.iter().find(holds).copied()
+    }
+
     /// The host's PASID table entry as it stands in its memory.
     pub fn entry(&self, device: DeviceId, pasid: Pasid) -> Option<PasidEntry> {
         let source_id = self.find(device).ok()?.source_id;
