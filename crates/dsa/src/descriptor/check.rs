@@ -2,7 +2,7 @@
 
 //! The checks of a descriptor that come before anything is executed. \[D 5.5, 8.1\]
 
-use super::{CrcSetup, DELTA_ENTRY, DESCRIPTOR_SIZE, Descriptor, Operation, flag, opcode};
+use super::layout::{CrcSetup, DELTA_ENTRY, DESCRIPTOR_SIZE, Descriptor, Operation, flag, opcode};
 use crate::status::Status;
 
 /// Most bytes that a delta operation compares or patches: its offsets are 16 bits wide, in units of 8 bytes.

@@ -2,7 +2,7 @@
 
 //! Compare and compare pattern. \[D 8.3.6, 8.3.7\]
 
-use super::{Task, advance, at, earlier, pieces};
+use super::task::{Task, advance, at, earlier, pieces};
 use crate::bus::Bus;
 use crate::dma::Aborted;
 use crate::status::{Record, Status};

@@ -2,7 +2,7 @@
 
 //! Memory move and dualcast. \[D 8.3.4, 8.3.10\]
 
-use super::{CHUNK, PAGE, Task, advance, at, pieces};
+use super::task::{CHUNK, PAGE, Task, advance, at, pieces};
 use crate::bus::Bus;
 use crate::dma::{Aborted, Fault};
 use crate::status::{Record, Status};

@@ -2,7 +2,7 @@
 
 //! CRC generation and copy with CRC. \[D 8.3.11, 8.3.12\]
 
-use super::{Task, advance, at, pieces};
+use super::task::{Task, advance, at, pieces};
 use crate::bus::Bus;
 use crate::crc::Crc;
 use crate::descriptor::CrcSetup;

@@ -3,7 +3,7 @@
 //! Create delta and apply delta. A delta record is an array of entries: an offset in units of 8 bytes (16 bits), and
 //! the 8 bytes that belong there. \[D 8.3.8, 8.3.9\]
 
-use super::{Task, advance, at, earlier};
+use super::task::{Task, advance, at, earlier};
 use crate::bus::Bus;
 use crate::descriptor::DELTA_ENTRY;
 use crate::dma::Aborted;

@@ -2,7 +2,7 @@
 
 //! Fill. \[D 8.3.5\]
 
-use super::{CHUNK, Task, advance, at, pieces};
+use super::task::{CHUNK, Task, advance, at, pieces};
 use crate::bus::Bus;
 use crate::dma::Aborted;
 use crate::status::{Record, Status};

@@ -8,36 +8,16 @@ mod copy;
 mod crc;
 mod delta;
 mod fill;
+mod task;
 #[cfg(test)]
 mod tests;
 
 use crate::bus::Bus;
 use crate::descriptor::Operation;
-use crate::dma::{Aborted, Dma, Fault, OnFault};
+use crate::dma::Aborted;
 use crate::status::{Record, Status};
-
-/// How much is moved at once.
-pub(crate) const CHUNK: usize = 64 << 10;
-const PAGE: u64 = 0x1000;
-
-/// An engine's buffers.
-pub(crate) struct Scratch {
-    first: Vec<u8>,
-    second: Vec<u8>,
-}
-
-impl Scratch {
-    pub fn new() -> Self {
-        Self { first: vec![0; CHUNK], second: vec![0; CHUNK] }
-    }
-}
-
-/// What an operation works with.
-pub(crate) struct Task<'a, B> {
-    pub dma: Dma<'a, B>,
-    pub on_fault: OnFault,
-    pub scratch: &'a mut Scratch,
-}
+pub(crate) use task::{Scratch, Task};
+use task::{advance, at, pieces};
 
 impl<B: Bus> Task<'_, B> {
     /// Executes an operation on memory. Batch and drain, which the engine executes, are none.
@@ -78,29 +58,5 @@ impl<B: Bus> Task<'_, B> {
             }
         }
         Ok(Record::new(Status::SUCCESS))
-    }
-}
-
-/// The pieces of a transfer in ascending order: offset and length.
-fn pieces(size: u32) -> impl Iterator<Item = (u32, usize)> {
-    (0..size).step_by(CHUNK).map(move |offset| (offset, CHUNK.min((size - offset) as usize)))
-}
-
-/// The address `offset` bytes behind `base`; addresses wrap, as the hardware's adders do.
-const fn at(base: u64, offset: u32) -> u64 {
-    base.wrapping_add(offset as u64)
-}
-
-/// `offset` advanced by a part of a piece: never beyond the transfer size, which is 32 bits wide.
-const fn advance(offset: u32, done: usize) -> u32 {
-    offset.saturating_add(done as u32)
-}
-
-/// The earlier of two ends of parallel accesses: the bytes that both reached, and the fault that stopped there.
-fn earlier(first: crate::dma::Progress, second: crate::dma::Progress) -> (usize, Option<Fault>) {
-    if second.done < first.done {
-        (second.done, second.fault)
-    } else {
-        (first.done, first.fault.or(second.fault))
     }
 }

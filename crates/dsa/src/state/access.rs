@@ -2,7 +2,7 @@
 
 //! Reads and writes of the registers and tables in BAR 0.
 
-use super::{DeviceState, Effects, State};
+use super::shared::{DeviceState, Effects, State};
 use crate::bus::PciState;
 use crate::registers::{
     self, CMDCAP_VALUE, CMDSTATUS_ACTIVE, ENGCAP_VALUE, GENCAP_VALUE, GENCFG_USER_INTERRUPTS, GENCTRL_HALT,

@@ -5,10 +5,11 @@
 //! A command that waits for descriptors is finished by the engine that retires the last of them, so no processor of
 //! the guest ever waits.
 
-use super::{DeviceState, Effects, State};
+use super::shared::{DeviceState, Effects, State};
 use crate::bus::PciState;
 use crate::command::{ALL, Command, Pending, QueueSet, error};
-use crate::registers::{GROUPS, QUEUES, TOTAL_QUEUE_SIZE};
+use crate::registers::{GENCTRL_HALT, GROUPS, QUEUES, TOTAL_QUEUE_SIZE, cause};
+use crate::software_error::{SoftwareError, code};
 use crate::work_queue::QueueState;
 
 impl Pending {
@@ -27,6 +28,24 @@ impl Pending {
 }
 
 impl State {
+    /// Configuration space changed in a way that hardware allows only while it is Disabled. \[D 5.8.2, 9.1.3\]
+    pub fn configuration_changed(&mut self, effects: &mut Effects) {
+        if matches!(self.device, DeviceState::Disabled | DeviceState::Halted) {
+            return;
+        }
+        self.report(&SoftwareError { code: code::CONFIG_CHANGED, ..Default::default() }, effects);
+        self.device = DeviceState::Halted;
+        self.abort(QueueSet::MAX, effects);
+        for queue in &mut self.queues {
+            queue.state = QueueState::Disabled;
+        }
+        self.settle_command(effects);
+        if self.general_control & GENCTRL_HALT != 0 {
+            self.raise(cause::HALT, effects);
+        }
+        effects.wake = u8::MAX;
+    }
+
     /// A write of CMD. The command is finished or pending afterwards.
     pub fn start_command(
         &mut self,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::{DeviceState, Effects, Job, Running, State};
+use super::shared::{DeviceState, Effects, Job, Running, State};
 use crate::descriptor::Descriptor;
 use crate::registers::GENCFG_USER_INTERRUPTS;
 use crate::software_error::{Origin, SoftwareError, code};
