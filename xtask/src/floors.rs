@@ -14,7 +14,7 @@ use crate::cache::workspace;
 
 /// The crates that are kept so, and what lies on which floor, by the beginning of a file's path under `src`; what is not
 /// named lies on the first. Without floors, there are only no circles.
-const CRATES: [(&str, &[(&str, u8)]); 4] = [
+const CRATES: [(&str, &[(&str, u8)]); 5] = [
     (
         "vtd-unit",
         &[
@@ -40,6 +40,7 @@ const CRATES: [(&str, &[(&str, u8)]); 4] = [
     ("vmm", &[]),
     ("vsva", &[]),
     ("dsa", &[]),
+    ("vtd-driver", &[]),
 ];
 
 /// Fails with the first arrow that goes up, or the first circle.

@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 
 use vtd_spec::{Pasid, SourceId};
 
-use crate::domain::DomainHandle;
-use crate::pasid::{FirstStageTable, NestedTable};
+use crate::state::DomainHandle;
+use crate::state::{FirstStageTable, NestedTable};
 
 /// The PASIDs of a system, shared by all its units. Devices go by source-id alone: a system is one PCI segment.
 pub type Pasids = ioasid::Allocator<AddressSpace>;

@@ -13,7 +13,7 @@ use vtd_spec::descriptors::{
 };
 use vtd_spec::{AddressRange, Capabilities, Descriptor, DomainId, Pasid, ResponseCode, SourceId};
 
-use crate::context::Ats;
+use crate::state::device_config::Ats;
 
 /// Context cache: all of it.
 pub const fn context_global() -> Descriptor {

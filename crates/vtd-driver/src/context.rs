@@ -6,96 +6,15 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use vtd_spec::{
-    AddressRange, Descriptor, DomainId, Pasid, PasidDirectoryEntry, RootHalf, ScalableContextEntry, SourceId,
-};
+use vtd_spec::{AddressRange, DomainId, PasidDirectoryEntry, RootHalf, ScalableContextEntry, SourceId};
 
 use crate::cache;
-use crate::domain::DomainHandle;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
-
-/// A device's address translation services. \[PCIe 10.5.1\]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Ats {
-    /// Invalidate Queue Depth: invalidations it takes at a time, 5 bits; 0 means 32.
-    pub invalidate_queue_depth: u8,
-    /// Source-id of its physical function, where the unit has ECAP.DIT; zero otherwise.
-    pub pfsid: SourceId,
-    /// Global Invalidate Supported (ATS Capability register): one invalidation reaches all its PASIDs. Without it, each
-    /// PASID takes one of its own.
-    pub global_invalidate: bool,
-}
-
-/// A device, as its configuration space describes it. What is on here is enabled in the device by the caller: PASID, then
-/// ATS, then page requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceConfig {
-    /// Source-id.
-    pub source_id: SourceId,
-    /// Width of its PASIDs in bits, 0 to 20; 0 for a device without.
-    pub pasid_bits: u8,
-    /// ATS, where it is enabled.
-    pub ats: Option<Ats>,
-    /// Whether its page request interface is enabled; needs ATS.
-    pub page_requests: bool,
-    /// Whether several parts of it, each assigned on its own (mediated devices), may bind the same PASID.
-    pub shared: bool,
-}
-
-impl DeviceConfig {
-    /// A device that makes requests without PASID only, and no ATS.
-    pub const fn new(source_id: SourceId) -> Self {
-        Self { source_id, pasid_bits: 0, ats: None, page_requests: false, shared: false }
-    }
-
-    /// A device with 20 PASID bits, ATS and page requests: what shared virtual addressing takes.
-    pub const fn with_sva(source_id: SourceId) -> Self {
-        Self {
-            pasid_bits: 20,
-            ats: Some(Ats { invalidate_queue_depth: 0, pfsid: SourceId(0), global_invalidate: false }),
-            page_requests: true,
-            ..Self::new(source_id)
-        }
-    }
-}
-
-/// What a PASID of a device is attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Attachment {
-    /// A domain's own table.
-    Domain(DomainHandle),
-    /// A guest's first stage on a domain.
-    Nested(DomainHandle),
-    /// A first-stage table that somebody else keeps.
-    Table,
-    /// No translation.
-    PassThrough,
-}
-
-/// A device behind the unit.
-pub(crate) struct Device {
-    pub(crate) config: DeviceConfig,
-    pub(crate) directory: u64,
-    directory_pages: usize,
-    pub(crate) attachments: BTreeMap<Pasid, Attachment>,
-}
-
-impl Device {
-    /// The first PASID it does not have. A device without PASIDs still has entry 0, for its requests without.
-    pub(crate) fn pasid_limit(&self) -> u32 {
-        1 << self.config.pasid_bits
-    }
-
-    /// The invalidation of what the device may have translated by a PASID.
-    pub(crate) fn device_tlb(&self, pasid: Pasid, range: AddressRange) -> Option<Descriptor> {
-        let ats = self.config.ats?;
-        Some(cache::device_tlb_of_pasid(self.config.source_id, ats, pasid, range))
-    }
-}
+use crate::state::{Device, DeviceConfig};
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Adds a device: an empty PASID directory behind its context entry. Its requests are blocked until something is

@@ -5,148 +5,19 @@
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use vtd_spec::{
-    AddressRange, AddressWidth, Capabilities, Descriptor, DomainId, FirstStagePagingMode, Pasid, SourceId,
-};
+use vtd_spec::{AddressRange, AddressWidth, Descriptor, DomainId, Pasid, SourceId};
 
 use crate::cache;
-use crate::context::Ats;
 use crate::error::Error;
-use crate::iommu::{FIRST_STAGE_DID, Iommu};
+use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::page_table::{Access, Mapping, PageTable};
-use crate::pasid::FirstStageTable;
 use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
-
-/// The stage that a domain's table is made for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Stage {
-    /// First stage: the processor's format.
-    First(FirstStagePagingMode),
-    /// Second stage. The width may exceed the unit's: the levels that it lacks are skipped, and what only they could reach
-    /// is out of range.
-    Second(AddressWidth),
-}
-
-/// A domain of one unit. Never used again for another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct DomainHandle(u64);
-
-/// A domain.
-pub(crate) struct Domain {
-    pub(crate) id: DomainId,
-    stage: Stage,
-    table: PageTable,
-    nest_parent: bool,
-    attached: BTreeSet<(SourceId, Pasid)>,
-    /// How many PASIDs of each device are nested on it.
-    nested: BTreeMap<SourceId, BTreeSet<Pasid>>,
-    /// An invalidation failed when a PASID was detached: the unit may go on using the table and what the domain-id tags.
-    lingers: bool,
-}
-
-impl Domain {
-    pub(crate) fn root(&self) -> u64 {
-        self.table.root
-    }
-
-    pub(crate) fn second_stage(&self) -> Option<AddressWidth> {
-        match self.stage {
-            Stage::First(_) => None,
-            Stage::Second(width) => Some(width),
-        }
-    }
-
-    /// The last address it can map.
-    pub(crate) fn last_address(&self) -> u64 {
-        self.table.last
-    }
-
-    pub(crate) fn is_nest_parent(&self) -> bool {
-        self.nest_parent
-    }
-
-    pub(crate) fn add_attached(&mut self, source_id: SourceId, pasid: Pasid) {
-        self.attached.insert((source_id, pasid));
-    }
-
-    pub(crate) fn add_nested(&mut self, source_id: SourceId, pasid: Pasid) {
-        self.nested.entry(source_id).or_default().insert(pasid);
-    }
-
-    /// `forgotten`: the unit no longer uses the domain for this PASID.
-    pub(crate) fn remove_attachment(&mut self, source_id: SourceId, pasid: Pasid, forgotten: bool) {
-        self.lingers |= !forgotten;
-        self.attached.remove(&(source_id, pasid));
-        if let Some(pasids) = self.nested.get_mut(&source_id) {
-            pasids.remove(&pasid);
-            if pasids.is_empty() {
-                self.nested.remove(&source_id);
-            }
-        }
-    }
-
-    /// Everything that a device may have translated by PASIDs nested on this domain: the addresses are the guest's, and
-    /// all of them may lead to what has changed.
-    pub(crate) fn nested_device_tlb(&self, source_id: SourceId, ats: Ats) -> Vec<Descriptor> {
-        let mut descriptors = Vec::new();
-        for pasid in self.nested.get(&source_id).into_iter().flatten() {
-            if *pasid != Pasid::ZERO && ats.global_invalidate {
-                descriptors.push(cache::global_device_tlb(source_id, ats, AddressRange::ALL));
-                break;
-            }
-            descriptors.push(cache::device_tlb_of_pasid(source_id, ats, *pasid, AddressRange::ALL));
-        }
-        descriptors
-    }
-
-    fn is_attached(&self) -> bool {
-        !self.attached.is_empty() || !self.nested.is_empty()
-    }
-}
-
-/// Domain-ids: 0 belongs to hardware in caching mode, 1 to tables that are no domain's.
-pub(crate) struct DomainIds {
-    used: Vec<u64>,
-    limit: u32,
-}
-
-impl DomainIds {
-    pub(crate) fn new(capabilities: &Capabilities) -> Self {
-        let used = alloc::vec![1 | 1 << FIRST_STAGE_DID.0];
-        Self { used, limit: u32::from(capabilities.did_mask()) + 1 }
-    }
-
-    fn allocate(&mut self) -> Result<DomainId, Error> {
-        let word = match self.used.iter().position(|word| *word != u64::MAX) {
-            Some(word) => word,
-            None => {
-                self.used.push(0);
-                self.used.len() - 1
-            }
-        };
-        let bit = self.used[word].trailing_ones();
-        let id = word as u32 * 64 + bit;
-        if id >= self.limit {
-            return Err(Error::NoDomainId);
-        }
-        self.used[word] |= 1 << bit;
-        Ok(DomainId(id as u16))
-    }
-
-    fn free(&mut self, id: DomainId) {
-        if let Some(word) = self.used.get_mut(usize::from(id.0 / 64)) {
-            *word &= !(1 << (id.0 % 64));
-        }
-    }
-}
+use crate::state::FirstStageTable;
+use crate::state::{Domain, DomainHandle, Stage};
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
-    pub(crate) fn domain(&self, domain: DomainHandle) -> Result<&Domain, Error> {
-        self.domains.get(&domain).ok_or(Error::NoSuchDomain)
-    }
-
     /// A domain with an empty table.
     ///
     /// # Errors

@@ -14,8 +14,8 @@ use crate::address_space::{Pasids, guest_pasid};
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
-use crate::page_request::PageRequest;
 use crate::registers::Registers;
+use crate::state::PageRequest;
 
 /// Entries of the ring (vsva kernel set: 512).
 pub const ENTRIES: usize = 512;

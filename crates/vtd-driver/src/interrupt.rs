@@ -5,23 +5,13 @@
 use vtd_spec::registers::offset;
 use vtd_spec::{InterruptRemapEntry, InterruptRemapTableAddress};
 
-use crate::bring_up::command;
 use crate::cache;
+use crate::command;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::registers::Registers;
-
-/// The table: 65,536 entries of 16 bytes.
-pub(crate) struct InterruptTable {
-    pub(crate) address: u64,
-}
-
-impl InterruptTable {
-    /// IRTA.S: 2^(S+1) entries.
-    const SIZE_FIELD: u8 = 0xf;
-    pub(crate) const PAGES: usize = 256;
-}
+use crate::state::InterruptTable;
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
     pub(crate) fn enable_interrupt_remapping(&mut self, eime: bool) -> Result<(), Error> {

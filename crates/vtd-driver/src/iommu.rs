@@ -5,20 +5,16 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use vtd_spec::{Capabilities, DomainId, GlobalCommand, SourceId};
+use vtd_spec::{Capabilities, GlobalCommand, SourceId};
 
-use crate::context::Device;
-use crate::domain::{Domain, DomainHandle, DomainIds};
 use crate::error::Error;
-use crate::interrupt::InterruptTable;
 use crate::memory::Memory;
-use crate::page_request::PageRequestQueue;
-use crate::queue::Queue;
 use crate::registers::Registers;
-
-/// Domain-id of all first-stage tables that are not a domain's own, and of pass-through (Linux
-/// pasid.h:FLPT_DEFAULT_DID).
-pub(crate) const FIRST_STAGE_DID: DomainId = DomainId(1);
+use crate::state::Device;
+use crate::state::InterruptTable;
+use crate::state::PageRequestQueue;
+use crate::state::Queue;
+use crate::state::{Domain, DomainHandle, DomainIds};
 
 /// One remapping unit, driven.
 ///
@@ -64,6 +60,10 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
 
     pub(crate) fn device_mut(&mut self, source_id: SourceId) -> Result<&mut Device, Error> {
         self.devices.get_mut(&source_id).ok_or(Error::NoSuchDevice { source_id })
+    }
+
+    pub(crate) fn domain(&self, domain: DomainHandle) -> Result<&Domain, Error> {
+        self.domains.get(&domain).ok_or(Error::NoSuchDomain)
     }
 
     /// One table page, visible to the unit as zeros.

@@ -45,6 +45,7 @@ extern crate std;
 mod address_space;
 mod bring_up;
 pub mod cache;
+mod command;
 mod context;
 mod domain;
 mod error;
@@ -60,6 +61,7 @@ mod pasid;
 mod queue;
 mod registers;
 mod replace;
+mod state;
 pub mod sva;
 pub mod vcmd;
 
@@ -68,13 +70,12 @@ mod fake;
 
 pub use address_space::{AddressSpace, BoundDevice, Pasids, SpaceKind};
 pub use bring_up::Config;
-pub use context::{Ats, DeviceConfig};
-pub use domain::{DomainHandle, Stage};
 pub use error::Error;
 pub use fault::Faults;
 pub use iommu::Iommu;
 pub use memory::Memory;
-pub use page_request::{PageRequest, PageRequests};
 pub use page_table::{Access, Mapping};
-pub use pasid::{FirstStageTable, NestedTable};
 pub use registers::Registers;
+pub use state::{
+    Ats, DeviceConfig, DomainHandle, FirstStageTable, NestedTable, PageRequest, PageRequests, Stage,
+};

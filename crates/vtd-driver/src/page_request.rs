@@ -16,58 +16,15 @@ use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::registers::Registers;
+use crate::state::page_request_queue::PAGES;
+use crate::state::{PageRequest, PageRequests};
 
-/// PQA.PQS: 2^PQS pages.
-pub(crate) const SIZE_SHIFT: u8 = 4;
-/// Pages of the queue.
-pub(crate) const PAGES: usize = 1 << SIZE_SHIFT;
 /// Byte offsets in the queue.
 const RING_MASK: u64 = (PAGES as u64 * 4096 - 1) & !0x1f;
 /// Requests that may wait here for the caller, who has not asked for them while PASIDs were drained.
 const PENDING: usize = PAGES * 4096 / 32;
 /// Times a drain is repeated for an overflow.
 const DRAINS: u32 = 8;
-
-/// A page request of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PageRequest {
-    /// The device.
-    pub source_id: SourceId,
-    /// PASID; `None` for a request without.
-    pub pasid: Option<Pasid>,
-    /// The page.
-    pub address: u64,
-    /// Reading is asked for.
-    pub read: bool,
-    /// Writing is asked for.
-    pub write: bool,
-    /// Page request group index, 9 bits.
-    pub group: u16,
-    /// Last of its group: the one to be answered, by [`Iommu::respond`].
-    pub last: bool,
-}
-
-/// What the queue held.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PageRequests {
-    /// The requests to be served, in order.
-    pub requests: Vec<PageRequest>,
-    /// Requests were lost: groups of which the last request has not come yet are to be forgotten, the device begins
-    /// anew (prq.c:iopf_queue_discard_partial).
-    pub overflow: bool,
-}
-
-/// The queue, and what a drain found in it.
-pub(crate) struct PageRequestQueue {
-    pub(crate) base: u64,
-    pending: PageRequests,
-}
-
-impl PageRequestQueue {
-    pub(crate) fn new(base: u64) -> Self {
-        Self { base, pending: PageRequests::default() }
-    }
-}
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Takes all requests off the queue. Requests that no software can serve are answered with Invalid Request and not
@@ -206,13 +163,6 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             }
         }
         result
-    }
-}
-
-impl PageRequest {
-    /// PASID 0 stands for requests without PASID.
-    fn is_of(&self, (source_id, pasid): (SourceId, Pasid)) -> bool {
-        self.source_id == source_id && self.pasid.unwrap_or(Pasid::ZERO) == pasid
     }
 }
 

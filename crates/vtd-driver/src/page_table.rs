@@ -8,9 +8,9 @@ use alloc::vec::Vec;
 
 use vtd_spec::{AddressWidth, Capabilities, Capability, FirstStageEntry, SecondStageEntry};
 
-use crate::domain::Stage;
 use crate::error::Error;
 use crate::memory::Memory;
+use crate::state::domain_id::Stage;
 
 /// What a device may do with a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -12,47 +12,15 @@ use vtd_spec::{
 };
 
 use crate::cache;
-use crate::context::Attachment;
-use crate::domain::DomainHandle;
 use crate::error::Error;
-use crate::iommu::{FIRST_STAGE_DID, Iommu};
+use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::page_table::walked_width;
 use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
-
-/// A first-stage table kept by somebody else: a process's own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FirstStageTable {
-    /// Physical address of the top table (the address in CR3).
-    pub root: u64,
-    /// Its levels.
-    pub mode: FirstStagePagingMode,
-}
-
-/// A guest's first-stage table, to be nested on a second-stage domain. Nothing in it is trusted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NestedTable {
-    /// Guest physical address of the top table; bits 11:0 (a CR3 has flags there) do not count.
-    pub root: u64,
-    /// Width of the input addresses in bits: 48 or 57.
-    pub address_width: u32,
-    /// Supervisor requests are served.
-    pub sre: bool,
-    /// Extended-accessed flags are set.
-    pub eafe: bool,
-    /// Supervisor writes honour R/W; takes effect with `sre` only.
-    pub wpe: bool,
-    /// Any memory type is asked for (PCD, PWT, EMTE, CD). The architecture no longer passes them down.
-    pub memory_types: bool,
-}
-
-impl NestedTable {
-    /// A table without options.
-    pub const fn new(root: u64, address_width: u32) -> Self {
-        Self { root, address_width, sre: false, eafe: false, wpe: false, memory_types: false }
-    }
-}
+use crate::state::DomainHandle;
+use crate::state::FIRST_STAGE_DID;
+use crate::state::{Attachment, FirstStageTable, NestedTable};
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Address of the entry of a PASID; makes the table where there is none.
@@ -138,7 +106,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     }
 
     /// What every new entry has: the domain-id, and walks that snoop where they can.
-    pub(crate) fn entry(&self, pgtt: PasidGranularTranslationType, did: DomainId) -> PasidEntry {
+    pub(crate) fn new_entry(&self, pgtt: PasidGranularTranslationType, did: DomainId) -> PasidEntry {
         PasidEntry::new().with_pgtt(pgtt).with_did(did).with_pwsnp(self.capabilities.ecap.smpwc())
     }
 
@@ -174,7 +142,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             None => (FIRST_STAGE_DID, Attachment::Table),
         };
         let entry = self
-            .entry(PasidGranularTranslationType::FirstStage, did)
+            .new_entry(PasidGranularTranslationType::FirstStage, did)
             .with_aw(self.widest())
             .with_fspm(table.mode.into_bits())
             .with_fsptptr(table.root);
@@ -191,7 +159,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         if !self.capabilities.ecap.ssts() {
             return Err(Error::lacks("second-stage translation (ECAP.SSTS)"));
         }
-        let entry = self.entry(PasidGranularTranslationType::SecondStage, DomainId(0));
+        let entry = self.new_entry(PasidGranularTranslationType::SecondStage, DomainId(0));
         let entry = self.with_second_stage(entry, domain)?;
         self.set_up_entry(source_id, pasid, entry, Attachment::Domain(domain))
     }
@@ -202,7 +170,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             return Err(Error::lacks("pass-through (ECAP.PT)"));
         }
         let entry =
-            self.entry(PasidGranularTranslationType::PassThrough, FIRST_STAGE_DID).with_aw(self.widest());
+            self.new_entry(PasidGranularTranslationType::PassThrough, FIRST_STAGE_DID).with_aw(self.widest());
         self.set_up_entry(source_id, pasid, entry, Attachment::PassThrough)
     }
 
@@ -259,7 +227,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             return Err(Error::TableOutOfRange { address: table.root });
         }
         let entry = self
-            .entry(PasidGranularTranslationType::Nested, DomainId(0))
+            .new_entry(PasidGranularTranslationType::Nested, DomainId(0))
             .with_fspm(mode.into_bits())
             .with_fsptptr(root)
             .with_sre(table.sre)

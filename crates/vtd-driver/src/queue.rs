@@ -13,11 +13,8 @@ use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::registers::Registers;
+use crate::state::queue::PAGES;
 
-/// IQA.QS: 2^QS pages.
-pub(crate) const SIZE_SHIFT: u8 = 1;
-/// Pages of the queue.
-pub(crate) const PAGES: usize = 1 << SIZE_SHIFT;
 /// Descriptors of 32 bytes in the queue.
 const ENTRIES: u32 = (PAGES * 4096 / 32) as u32;
 /// Descriptors that go in front of one wait.
@@ -28,18 +25,6 @@ const TIME_OUTS: u32 = 3;
 /// Status dword of a wait under way and of one that is complete (Linux iommu.h: `QI_IN_USE`, `QI_DONE`).
 const IN_USE: u64 = 1;
 const DONE: u32 = 2;
-
-/// The queue. Nothing is in it while no submission runs, unless one failed.
-#[derive(Default)]
-pub(crate) struct Queue {
-    pub(crate) base: u64,
-    /// A page with 8 bytes of status for each entry.
-    pub(crate) status: u64,
-    /// The entry to be written next.
-    next: u32,
-    /// Entries that the unit may not have fetched yet.
-    outstanding: u32,
-}
 
 /// How a batch ended early.
 enum Stop {

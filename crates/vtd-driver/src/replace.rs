@@ -10,13 +10,13 @@
 use vtd_spec::{AddressRange, Pasid, PasidEntry, PasidGranularTranslationType, SourceId};
 
 use crate::cache;
-use crate::context::Attachment;
-use crate::domain::DomainHandle;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
-use crate::pasid::NestedTable;
 use crate::registers::Registers;
+use crate::state::Attachment;
+use crate::state::DomainHandle;
+use crate::state::NestedTable;
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Replaces the first stage of a nested entry.
@@ -73,7 +73,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             }
             Some(table) => (self.nested_entry(domain, table)?, Attachment::Nested(domain)),
             None => {
-                let entry = self.entry(PasidGranularTranslationType::SecondStage, Default::default());
+                let entry = self.new_entry(PasidGranularTranslationType::SecondStage, Default::default());
                 (self.with_second_stage(entry, domain)?, Attachment::Domain(domain))
             }
         };

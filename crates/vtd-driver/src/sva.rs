@@ -13,10 +13,11 @@ use vtd_spec::{AddressRange, Descriptor, Pasid, SourceId};
 use crate::address_space::{AddressSpace, BoundDevice, Pasids, SpaceKind, bindable};
 use crate::cache;
 use crate::error::Error;
-use crate::iommu::{FIRST_STAGE_DID, Iommu};
+use crate::iommu::Iommu;
 use crate::memory::Memory;
-use crate::pasid::FirstStageTable;
 use crate::registers::Registers;
+use crate::state::FIRST_STAGE_DID;
+use crate::state::FirstStageTable;
 
 /// Binds a process's table to a PASID of a device. The PASID belongs to `set` and is the process's own: another table
 /// cannot be bound to it. Binding the same device again is counted. Where the processor has pages of 1 GiB, the unit must

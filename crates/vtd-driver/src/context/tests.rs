@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use vtd_spec::Descriptor;
+
 use super::*;
 use crate::fake::{DEVICE, Driver, Fake, Mishap, OTHER, capabilities};
 

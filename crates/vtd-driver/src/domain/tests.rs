@@ -2,6 +2,8 @@
 
 use std::vec;
 
+use vtd_spec::FirstStagePagingMode;
+
 use super::*;
 use crate::fake::{DEVICE, Fake, Mishap, OTHER, PASID, capabilities};
 use crate::{Ats, NestedTable};

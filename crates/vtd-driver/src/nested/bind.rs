@@ -7,11 +7,11 @@ use vtd_spec::{Pasid, SourceId};
 
 use super::BindData;
 use crate::address_space::{BoundDevice, Pasids, SpaceKind, bindable};
-use crate::domain::DomainHandle;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::registers::Registers;
+use crate::state::DomainHandle;
 use crate::sva;
 
 /// Binds a guest's table to a host PASID of a device, nested on `domain` (V9 patch 04: `intel_svm_bind_gpasid`).

@@ -7,7 +7,7 @@ use vtd_spec::Pasid;
 use super::{FORMAT_INTEL_VTD, VERSION};
 use crate::address_space::{SpaceKind, bindable};
 use crate::error::Error;
-use crate::pasid::NestedTable;
+use crate::state::NestedTable;
 
 /// The guest PASID of the structure is valid (`IOMMU_SVA_GPASID_VAL`).
 pub const FLAG_GUEST_PASID: u64 = 1 << 0;

@@ -5,11 +5,11 @@
 use vtd_spec::{Capability, ExtendedCapability};
 
 use super::FORMAT_INTEL_VTD;
-use crate::domain::DomainHandle;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::registers::Registers;
+use crate::state::DomainHandle;
 
 /// What a user is told of nesting (`iommu_nesting_info`; V9 patch 10's PASID format).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,12 +10,12 @@ use vtd_spec::{AddressRange, Pasid, SourceId};
 use super::VERSION;
 use crate::address_space::{Pasids, bindable};
 use crate::cache;
-use crate::context::Attachment;
-use crate::domain::DomainHandle;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
 use crate::registers::Registers;
+use crate::state::Attachment;
+use crate::state::DomainHandle;
 
 /// Bits of [`Invalidate::cache`] (`IOMMU_CACHE_INV_TYPE_*`).
 pub mod cache_type {

@@ -9,8 +9,8 @@ use crate::address_space::{Pasids, bindable};
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
-use crate::page_request::PageRequest;
 use crate::registers::Registers;
+use crate::state::PageRequest;
 
 /// Answers a page request for the guest that owns the PASID (svm.c:intel_svm_page_response).
 ///

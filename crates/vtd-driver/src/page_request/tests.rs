@@ -3,7 +3,7 @@
 use super::*;
 use crate::DeviceConfig;
 use crate::fake::{DEVICE, Driver, Fake, OTHER, PASID};
-use crate::pasid::FirstStageTable;
+use crate::state::FirstStageTable;
 
 const ADDRESS: u64 = 0x7f12_3456_7000;
 

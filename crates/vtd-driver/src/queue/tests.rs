@@ -6,8 +6,8 @@ use vtd_spec::{AddressRange, DomainId, Pasid};
 
 use super::*;
 use crate::cache;
-use crate::context::Ats;
 use crate::fake::{DEVICE, Fake, Mishap, OTHER};
+use crate::state::Ats;
 
 const ATS: Ats = Ats { invalidate_queue_depth: 0, pfsid: SourceId(0), global_invalidate: false };
 
