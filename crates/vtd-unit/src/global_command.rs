@@ -45,6 +45,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             if pending.concerns_interrupts() && !self.apply_interrupt_remapping(worker) {
                 return false;
             }
+            if pending.concerns_interrupts() {
+                self.each_observer(|observer| observer.interrupts_changed());
+            }
             if pending.remaps() {
                 self.each_observer(|observer| observer.remapping_changed());
             }

@@ -14,7 +14,7 @@ use vtd_spec::{
 };
 
 use crate::core::Core;
-use crate::function::Function;
+use crate::function::{Function, is_interrupt_range};
 use crate::memory::load_qwords;
 use crate::notify::Message;
 use crate::outcome::{AddressType, Blocked, Fault, FaultType};
@@ -61,6 +61,15 @@ impl<M: GuestMemoryBackend> Core<M> {
         };
         self.messages.wait(&before);
         true
+    }
+
+    /// What [`Self::interrupt`] would do with a message.
+    pub(crate) fn look_up_message(&self, source_id: SourceId, message: Message) -> Result<Message, Blocked> {
+        if !is_interrupt_range(message.address) {
+            return Err(Blocked::new(FaultReason::Ir29, false));
+        }
+        let remapping = self.interrupts();
+        self.remap(&remapping, source_id, message).map_err(|(blocked, _)| blocked)
     }
 
     fn remap(

@@ -24,6 +24,13 @@ pub trait Observer: Send + Sync {
     /// reset. Any function may translate differently now. Called on the thread that wrote the register.
     fn remapping_changed(&self);
 
+    /// Interrupts are remapped otherwise than before: remapping was turned on or off, the table pointer was set, requests in
+    /// compatibility format pass or no longer do, or the unit was reset. Together with
+    /// [`invalidated`](Self::invalidated) of interrupt entries, that is whenever
+    /// [`Unit::remapped`](crate::Unit::remapped) may answer otherwise. May be called on the thread that wrote the register:
+    /// what takes long is for another one.
+    fn interrupts_changed(&self) {}
+
     /// The unit was reset, with its machine: the software that ran is gone. Follows
     /// [`remapping_changed`](Self::remapping_changed).
     fn reset(&self) {}

@@ -10,6 +10,7 @@ use vtd_spec::{DomainId, FaultReason, Pasid, SourceId};
 
 use crate::address_space::{AddressSpace, Stage};
 use crate::function::{RequestKind, find_context, pasid_of};
+use crate::notify::Message;
 use crate::outcome::Blocked;
 use crate::request::Requester;
 use crate::tables::{Context, read_directory_entry, read_pasid_entry, read_table_entry};
@@ -162,6 +163,18 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
     /// descriptor is in vain once this has changed.
     pub fn queue_generation(&self) -> u64 {
         self.core().registers().queue_epoch
+    }
+
+    /// What becomes of a message that the function `source_id` would send now: what is to be delivered, for someone who routes
+    /// interrupts past the unit (KVM's irqfd). Nothing is delivered and nothing recorded. How long the answer holds, an
+    /// [`Observer`](crate::Observer) hears.
+    ///
+    /// # Errors
+    ///
+    /// Why it would be blocked; for a message outside the interrupt range, which is none,
+    /// [`FaultReason::Ir29`].
+    pub fn remapped(&self, source_id: SourceId, message: Message) -> Result<Message, FaultReason> {
+        self.core().look_up_message(source_id, message).map_err(|blocked| blocked.reason)
     }
 
     /// What the tables now say of a function's requests with `pasid`, or without any, before their address counts. Reads

@@ -255,6 +255,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
         self.core.apply_remapping(Worker::Executor);
         self.core.apply_interrupt_remapping(Worker::Executor);
         self.core.each_observer(|observer| {
+            observer.interrupts_changed();
             observer.remapping_changed();
             observer.reset();
         });

@@ -185,3 +185,58 @@ fn what_is_no_interrupt_does_not_pass_the_interrupt_range() {
     assert!(guest.endpoint.write(none, 0xfee0_1000, &[0; 8]).is_err(), "there is no memory");
     assert_eq!(guest.take_fault_reason(), None, "all is off");
 }
+
+/// Notes what may change the answers.
+#[derive(Default)]
+struct Changes(std::sync::Mutex<Vec<String>>);
+
+impl vtd_unit::Observer for Changes {
+    fn invalidated(&self, descriptor: &vtd_spec::Descriptor) {
+        self.0.lock().unwrap().push(format!("{:?}", descriptor.descriptor_type()));
+    }
+    fn complete(&self, _: bool) {}
+    fn remapping_changed(&self) {}
+    fn interrupts_changed(&self) {
+        self.0.lock().unwrap().push("changed".into());
+    }
+}
+
+#[test]
+fn what_becomes_of_a_message_can_be_asked_and_every_change_of_the_answer_is_heard() {
+    let guest = guest();
+    write(&guest, 9, entry());
+    let changes = std::sync::Arc::new(Changes::default());
+    let observer: std::sync::Arc<dyn vtd_unit::Observer> = changes.clone();
+    guest.unit.add_observer(&observer);
+    let heard = || std::mem::take(&mut *changes.0.lock().unwrap());
+    let ask = |message| guest.unit.remapped(SOURCE_ID, message);
+    let remapped = Message { address: 0xfee0_3000, data: 0x4055 };
+    assert_eq!(ask(request(9, None)), Ok(remapped));
+    assert_eq!(ask(request(200, None)).map_err(|reason| reason.code()), Err(0x22));
+    assert_eq!(ask(COMPATIBILITY).map_err(|reason| reason.code()), Err(0x25));
+    assert_eq!(ask(Message { address: 0x1000, data: 0 }).map_err(|reason| reason.code()), Err(0x29));
+    assert_eq!(
+        guest.unit.remapped(SourceId::new(0, 9, 0), request(9, None)).map_err(|r| r.code()),
+        Err(0x26)
+    );
+    assert_eq!((guest.messages.take(), guest.take_fault_reason()), (vec![], None), "nothing happens");
+    // One entry, by its invalidation.
+    write(&guest, 9, entry().with_vector(0x66));
+    guest.queue_qwords([4 | 1 << 4 | 9 << 32, 0, 0, 0]);
+    guest.submit_wait(0);
+    assert_eq!(heard(), ["InterruptEntryCache"]);
+    assert_eq!(ask(request(9, None)).unwrap().data & 0xff, 0x66);
+    // All of them: compatibility format, no remapping, another table, a reset.
+    guest.write32(offset::GCMD, guest.read32(offset::GSTS) & 0x96ff_ffff | 1 << 23);
+    assert_eq!((heard(), ask(COMPATIBILITY)), (vec!["changed".into()], Ok(COMPATIBILITY)));
+    guest.command_off(1 << 25);
+    assert_eq!((heard(), ask(request(9, None))), (vec!["changed".into()], Ok(request(9, None))));
+    guest.command(1 << 25);
+    heard();
+    guest.write64(offset::IRTA, 0x38_0007);
+    guest.command(1 << 24);
+    assert_eq!(heard(), ["changed"]);
+    assert_eq!(ask(request(9, None)).map_err(|reason| reason.code()), Err(0x22));
+    guest.unit.reset();
+    assert_eq!((heard(), ask(request(9, None))), (vec!["changed".into()], Ok(request(9, None))));
+}
