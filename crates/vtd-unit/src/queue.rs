@@ -72,20 +72,12 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
     /// Works off a bounded part of the queue; true when it was left empty or stopped, and released.
     fn run_queue(&self, worker: Worker, time_out: &mut Option<TimeOut>) -> bool {
         let mut waiting = Waiting::default();
-        let ended = self.run_descriptors(worker, time_out, &mut waiting);
-        debug_assert!(waiting.0.is_empty(), "waits are not left behind");
-        ended
-    }
-
-    fn run_descriptors(&self, worker: Worker, time_out: &mut Option<TimeOut>, waiting: &mut Waiting) -> bool {
         let on_processor = worker == Worker::Processor;
         let observed = self.is_observed();
         for _ in 0..if on_processor { DOORBELL_BUDGET } else { EXECUTOR_BUDGET } {
-            if !waiting.0.is_empty() && !self.registers().queue_goes_on() {
-                self.complete_waits(waiting);
-            }
-            let next = self.registers().next_descriptor(time_out);
+            let next = self.registers().next_descriptor(!waiting.0.is_empty(), time_out);
             match next {
+                Next::Empty => self.complete_waits(&mut waiting),
                 Next::Idle(message) => {
                     self.send_messages(message);
                     return true;
@@ -103,7 +95,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                     }
                     self.registers().finish_register_invalidation(&command);
                 }
-                Next::Error { error, epoch } => self.queue_error(error, epoch),
+                Next::Error { error, epoch } => {
+                    self.complete_waits(&mut waiting);
+                    self.queue_error(error, epoch);
+                }
                 Next::Fetch { address, width, mode, epoch, following } => {
                     match self.fetch(address, width, mode) {
                         Ok(descriptor) => {
@@ -121,7 +116,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                                     }
                                     _ => {
                                         if matches!(descriptor, Descriptor::Wait(_)) {
-                                            self.complete_waits(waiting);
+                                            self.complete_waits(&mut waiting);
                                         }
                                         self.follow(&descriptor, epoch, time_out);
                                     }
@@ -129,12 +124,15 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
                                 self.tell_observer(&descriptor);
                             }
                         }
-                        Err(error) => self.queue_error(error, epoch),
+                        Err(error) => {
+                            self.complete_waits(&mut waiting);
+                            self.queue_error(error, epoch);
+                        }
                     }
                 }
             }
         }
-        self.complete_waits(waiting);
+        self.complete_waits(&mut waiting);
         false
     }
 

@@ -195,3 +195,32 @@ fn a_table_that_a_directory_names_again_is_read_for_its_valid_entries_alone() {
     assert_eq!((found, tables.get()), (1 << 14, 1 << 14));
     assert!(!guest.unit.bindings(SOURCE_ID, Pasid::ZERO, &|| true, &mut |_, _| panic!("interrupted")));
 }
+
+/// Waits that are put off are complete before an error behind them shows, and none is lost where the queue ends oddly.
+#[test]
+fn waits_complete_before_an_error_behind_them_shows() {
+    for (name, last) in [("an invalid descriptor", [0x7fu64, 0, 0, 0]), ("none", [0x15, 0, 0, 0])] {
+        let guest = Guest::new();
+        let lazy = Arc::new(Lazy::default());
+        guest.unit.add_observer(&(Arc::clone(&lazy) as Arc<dyn Observer>));
+        let status = common::WAIT_STATUS + 0x100;
+        for number in 1..=3 {
+            guest.queue(&pasid_cache());
+            guest.queue(&common::descriptors::wait(status, number));
+        }
+        guest.queue_qwords(last);
+        guest.ring();
+        if name == "none" {
+            patience::eventually("the last wait", || {
+                let found: u32 = guest.memory.read_obj(GuestAddress(status)).unwrap();
+                found == 3
+            });
+        } else {
+            patience::eventually("IQE", || guest.read32(vtd_spec::offset::FSTS) & 1 << 4 != 0);
+            let found: u32 = guest.memory.read_obj(GuestAddress(status)).unwrap();
+            assert_eq!(found, 3, "{name}");
+        }
+        let waits = if name == "none" { 4 } else { 3 };
+        patience::eventually("all waits", || lazy.waits.load(std::sync::atomic::Ordering::SeqCst) == waits);
+    }
+}

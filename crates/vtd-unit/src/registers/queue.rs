@@ -14,6 +14,8 @@ use crate::notify::Message;
 
 /// What a worker finds when it looks for the next descriptor.
 pub(crate) enum Next {
+    /// Nothing more to fetch; the queue is not released, because the caller has waits to complete.
+    Empty,
     /// Nothing more to do; the queue is released. With the message that the last time-out is due.
     Idle(Option<Message>),
     /// A command of an invalidation register.
@@ -32,14 +34,14 @@ pub(crate) struct TimeOut {
 }
 
 impl Registers {
-    /// The next descriptor; releases the queue where there is none.
-    pub(crate) fn next_descriptor(&mut self, time_out: &mut Option<TimeOut>) -> Next {
+    /// The next descriptor; releases the queue where there is none, unless the caller still needs it.
+    pub(crate) fn next_descriptor(&mut self, needed: bool, time_out: &mut Option<TimeOut>) -> Next {
         self.settle_queue_status();
         if let Some(command) = self.pending_register_invalidation() {
             return Next::Register(command);
         }
         if !self.queue_enabled || !self.queue_has_work() {
-            return self.release_queue(time_out);
+            return self.release_queue(needed, time_out);
         }
         let queue = self.queue_address();
         let mode = self.root_table.ttm();
@@ -54,14 +56,17 @@ impl Registers {
         let head = (self.get64(offset::IQH) & !(width.bytes() as u64 - 1)) % queue.size();
         if head == self.get64(offset::IQT) {
             self.set64(offset::IQH, head);
-            return self.release_queue(time_out);
+            return self.release_queue(needed, time_out);
         }
         let following = (head + width.bytes() as u64) % queue.size();
         let address = queue.iqa().wrapping_add(head);
         Next::Fetch { address, width, mode, epoch: self.queue_epoch, following }
     }
 
-    fn release_queue(&mut self, time_out: &mut Option<TimeOut>) -> Next {
+    fn release_queue(&mut self, needed: bool, time_out: &mut Option<TimeOut>) -> Next {
+        if needed {
+            return Next::Empty;
+        }
         self.queue_running = false;
         self.settle_queue_status();
         // No wait followed: the time-out is seen all the same.
@@ -79,11 +84,6 @@ impl Registers {
             self.set_queue_error(record);
         }
         self.raise_fault_condition(|status| status.with_ite(true))
-    }
-
-    /// Whether there is another descriptor to fetch.
-    pub(crate) fn queue_goes_on(&self) -> bool {
-        self.queue_enabled && self.queue_has_work() && self.pending_register_invalidation().is_none()
     }
 
     /// Whether the queue is still enabled as it was the `epoch`-th time.
