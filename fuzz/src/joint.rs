@@ -265,8 +265,15 @@ pub fn run(input: &Input) {
     machine.agrees();
     let Machine { joint, ledger, soft, .. } = machine;
     drop(joint);
-    assert!(ledger.is_empty());
-    assert!(soft.is_none_or(|soft| soft.allocated_pasids() == 0));
+    // The unit's thread may still be giving back what a response or a command of the guest's has released.
+    let empty = || ledger.is_empty() && soft.as_ref().is_none_or(|soft| soft.allocated_pasids() == 0);
+    let soon = (0..1000).any(|_| {
+        empty() || {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            false
+        }
+    });
+    assert!(soon, "something stays allocated");
 }
 
 impl Machine {
