@@ -252,9 +252,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
             (Access::ZeroLengthRead, _) | (Access::Read, 0) => (Access::ZeroLengthRead, 1),
             other => other,
         };
-        let mut reach = |offset, output, count| match access {
+        let mut reach = |offset, at, output, count| match access {
             Access::ZeroLengthRead => Ok(()),
-            _ => f(offset, output, count),
+            _ => f(offset, output, count).map_err(|()| DmaError::Refused { address: at }),
         };
         let mut offset = 0;
         let mut misses = 0;
@@ -266,7 +266,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
             let count = (length - offset).min(4096 - (at & 0xfff) as usize);
             match cache.translate(memory, capabilities, requester, at, access) {
                 Ok(output) => {
-                    reach(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
+                    reach(offset, at, output, count)?;
                     offset += count;
                 }
                 // This thread holds the caches already: nobody can fill them now.
@@ -274,7 +274,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
                     let source_id = self.source_id();
                     match cache.translate_apart(memory, capabilities, source_id, requester, at, access) {
                         Ok(output) => {
-                            reach(offset, output, count).map_err(|()| DmaError::Refused { address: at })?;
+                            reach(offset, at, output, count)?;
                             offset += count;
                         }
                         Err(Miss::Unresolved) => {
@@ -300,8 +300,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Endpoint<M> {
                             .and_then(|()| exclusive.translate(memory, capabilities, requester, at, access));
                         match result {
                             Ok(output) => {
-                                reach(offset, output, count)
-                                    .map_err(|()| DmaError::Refused { address: at })?;
+                                reach(offset, at, output, count)?;
                                 offset += count;
                             }
                             Err(miss) => {

@@ -8,7 +8,7 @@ use vtd_unit::{Access, Requester};
 
 use super::state::Assigned;
 use crate::host::HostError;
-use crate::shadow::WithoutPasid;
+use crate::shadow::{Shadow, WithoutPasid};
 use crate::trace::Event;
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
@@ -25,15 +25,20 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         let waits = {
             let mut shadow = self.shadow();
             shadow.remove(guest);
-            if self.host.nesting_info().ends_groups {
-                shadow.close_groups_of(Some(Some(guest)));
-            }
+            self.forget_ended_groups(&mut shadow, Some(guest));
             shadow.linger(guest)
         };
         if !waits {
             self.pasids.release(guest);
         }
         self.trace(&Event::Unbind { guest: Some(guest), host: Some(bound.host) });
+    }
+
+    /// Groups of requests whose attachment has ended or was replaced: a host that answers them itself has done so.
+    pub(super) fn forget_ended_groups(&self, shadow: &mut Shadow, guest: Option<Pasid>) {
+        if self.host.nesting_info().ends_groups {
+            shadow.close_groups_of(Some(guest));
+        }
     }
 
     /// The host has refused: nothing has changed there, and the guest reads of it what its entry would have raised.
@@ -49,9 +54,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
     pub(super) fn detach_without_pasid(&self) {
         self.host.block(self.device, None);
         self.shadow().without_pasid = WithoutPasid::Blocked;
-        if self.host.nesting_info().ends_groups {
-            self.shadow().close_groups_of(Some(None));
-        }
+        self.forget_ended_groups(&mut self.shadow(), None);
         self.abandon(Some(None));
         self.trace(&Event::Unbind { guest: None, host: None });
     }

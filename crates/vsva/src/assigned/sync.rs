@@ -204,9 +204,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         self.shadow().insert(guest, Bound { host, domain, attachment });
         match attached {
             Ok(()) => {
-                if self.host.nesting_info().ends_groups {
-                    self.shadow().close_groups_of(Some(Some(guest)));
-                }
+                self.forget_ended_groups(&mut self.shadow(), Some(guest));
                 self.trace(&Event::Bind { guest: Some(guest), host: Some(host), to, replaced: true });
             }
             // Nothing may use what the guest has taken away, until the host is asked again.
