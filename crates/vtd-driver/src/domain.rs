@@ -14,7 +14,7 @@ use crate::memory::Memory;
 use crate::page_table::{Access, Mapping, PageTable};
 use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
-use crate::state::FirstStageTable;
+use crate::state::{Attachment, FIRST_STAGE_DID, FirstStageTable};
 use crate::state::{Domain, DomainHandle, Stage};
 
 impl<R: Registers, M: Memory> Iommu<R, M> {
@@ -106,6 +106,16 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         Ok(self.domain(domain)?.id)
     }
 
+    /// The domain-id that tags what a PASID of a device has cached, where it is attached; PASID
+    /// 0 stands for requests without PASID. Each PASID that is nested has one of its own, as long as there are any.
+    pub fn domain_id_of(&self, source_id: SourceId, pasid: Pasid) -> Option<DomainId> {
+        match self.device(source_id).ok()?.attachments.get(&pasid)? {
+            Attachment::Domain(domain) => self.domain_id(*domain).ok(),
+            Attachment::Nested(domain) => self.domain(*domain).ok()?.nested_id(source_id, pasid),
+            Attachment::Table | Attachment::PassThrough => Some(FIRST_STAGE_DID),
+        }
+    }
+
     /// Attaches a device's PASID to a domain; PASID 0 stands for its requests without PASID.
     ///
     /// # Errors
@@ -166,8 +176,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         }
         if self.capabilities.cap.cm() && domain.second_stage().is_some() {
             let range = AddressRange::covering(address, address + (length - 1));
-            let descriptor = cache::iotlb_pages(domain.id, range, false, &self.capabilities);
-            return self.submit(&[descriptor]);
+            let page = cache::iotlb_pages(domain.id, range, false, &self.capabilities);
+            return self.submit(&domain.second_stage_flush(page));
         }
         self.flush_write_buffer()
     }
@@ -211,9 +221,9 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
                         pasids.iter().map(|pasid| cache::pasid_iotlb_pages(domain.id, *pasid, range, leaf)),
                     );
                 }
-                // Of nested translations this takes all, since their addresses are others. [S table 23]
                 Stage::Second(_) => {
-                    descriptors.push(cache::iotlb_pages(domain.id, range, leaf, &self.capabilities));
+                    let page = cache::iotlb_pages(domain.id, range, leaf, &self.capabilities);
+                    descriptors.extend(domain.second_stage_flush(page));
                 }
             }
         }

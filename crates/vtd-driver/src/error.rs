@@ -256,6 +256,17 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the queue or a device did not do what was submitted: all else of the call has been carried out.
+    pub(crate) const fn is_queues(&self) -> bool {
+        matches!(
+            self,
+            Self::QueueTimeout
+                | Self::QueueStopped { .. }
+                | Self::InvalidDescriptor { .. }
+                | Self::DeviceTimedOut { .. }
+        )
+    }
+
     pub(crate) const fn lacks(capability: &'static str) -> Self {
         Self::Unsupported { capability }
     }

@@ -190,13 +190,38 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         table: NestedTable,
     ) -> Result<(), Error> {
         let entry = self.nested_entry(domain, table)?;
-        self.set_up_entry(source_id, pasid, entry, Attachment::Nested(domain))?;
-        if let Some(parent) = self.domains.get_mut(&domain) {
-            parent.add_nested(source_id, pasid);
+        let id = self.nested_domain_id(domain)?;
+        match self.set_up_entry(source_id, pasid, entry.with_did(id), Attachment::Nested(domain)) {
+            Ok(()) => {
+                if let Some(parent) = self.domains.get_mut(&domain) {
+                    parent.add_nested(source_id, pasid, id);
+                }
+                Ok(())
+            }
+            // The unit may have seen it, and has not said that it has forgotten.
+            Err(error) if error.is_queues() => Err(error),
+            Err(error) => {
+                self.free_nested_domain_id(domain, Some(id));
+                Err(error)
+            }
         }
-        Ok(())
     }
 
+    /// A domain-id for what one PASID that is nested on a domain will have cached; the domain's where none is left.
+    pub(crate) fn nested_domain_id(&mut self, domain: DomainHandle) -> Result<DomainId, Error> {
+        let id = self.domain(domain)?.id;
+        Ok(self.domain_ids.allocate().unwrap_or(id))
+    }
+
+    /// Gives back what [`Self::nested_domain_id`] gave.
+    pub(crate) fn free_nested_domain_id(&mut self, domain: DomainHandle, id: Option<DomainId>) {
+        let own = self.domains.get(&domain).map(|domain| domain.id);
+        if let Some(id) = id.filter(|id| Some(*id) != own) {
+            self.domain_ids.free(id);
+        }
+    }
+
+    /// A PASID entry for `table` nested on a domain, under the domain's own domain-id.
     pub(crate) fn nested_entry(&self, domain: DomainHandle, table: NestedTable) -> Result<PasidEntry, Error> {
         let ecap = self.capabilities.ecap;
         if !ecap.nest() {
@@ -300,8 +325,11 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             self.device_mut(source_id)?.attachments.remove(&pasid);
             match attachment {
                 Attachment::Domain(domain) | Attachment::Nested(domain) => {
-                    if let Some(domain) = self.domains.get_mut(&domain) {
-                        domain.remove_attachment(source_id, pasid, forgotten);
+                    if let Some(domain) = self.domains.get_mut(&domain)
+                        && let Some(id) = domain.remove_attachment(source_id, pasid, forgotten)
+                        && forgotten
+                    {
+                        self.domain_ids.free(id);
                     }
                 }
                 Attachment::Table | Attachment::PassThrough => {}

@@ -5,7 +5,9 @@
 //!
 //! What type an entry is and where the second stage lies share one quadword, and so does all of the first stage (the table,
 //! its mode and its options), which only a nested entry looks at: the device sees what was or what is, and never a mixture
-//! or nothing.
+//! or nothing. The domain-id, which changes with the type, is only a name for what is cached.
+
+use alloc::vec::Vec;
 
 use vtd_spec::{AddressRange, Pasid, PasidEntry, PasidGranularTranslationType, SourceId};
 
@@ -13,6 +15,7 @@ use crate::cache;
 use crate::error::Error;
 use crate::iommu::Iommu;
 use crate::memory::Memory;
+use crate::queue::unit_has_forgotten;
 use crate::registers::Registers;
 use crate::state::Attachment;
 use crate::state::DomainHandle;
@@ -37,11 +40,11 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             return Err(Error::NotBound { source_id, pasid });
         }
         self.store_first_stage(source_id, pasid, entry)?;
-        let did = entry.did();
+        let did = self.pasid_entry(source_id, pasid)?.did();
         self.submit_replaced(
             source_id,
             pasid,
-            [cache::pasid_cache_pasid(did, pasid), cache::pasid_iotlb(did, pasid)],
+            &[cache::pasid_cache_pasid(did, pasid), cache::pasid_iotlb(did, pasid)],
         )
     }
 
@@ -71,7 +74,10 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             Some(table) if before == Some(Attachment::Nested(domain)) => {
                 return self.replace_nested(source_id, pasid, domain, table);
             }
-            Some(table) => (self.nested_entry(domain, table)?, Attachment::Nested(domain)),
+            Some(table) => {
+                let entry = self.nested_entry(domain, table)?;
+                (entry.with_did(self.nested_domain_id(domain)?), Attachment::Nested(domain))
+            }
             None => {
                 let entry = self.new_entry(PasidGranularTranslationType::SecondStage, Default::default());
                 (self.with_second_stage(entry, domain)?, Attachment::Domain(domain))
@@ -81,21 +87,29 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             self.store_first_stage(source_id, pasid, entry)?;
         }
         let address = self.pasid_entry_address(source_id, pasid)?;
-        self.store_entry(address, &[entry.with_p(true).to_qwords()[0]]);
+        let (old, new) = (self.pasid_entry(source_id, pasid)?.did(), entry.did());
+        let qwords = entry.with_p(true).to_qwords();
+        // Whatever is cached between the two is what was, under the new domain-id, which is flushed below as well.
+        self.store_entry(address + 8, &[qwords[1]]);
+        self.store_entry(address, &[qwords[0]]);
         self.device_mut(source_id)?.attachments.insert(pasid, attachment);
+        let mut gone = None;
         if let Some(parent) = self.domains.get_mut(&domain) {
-            parent.remove_attachment(source_id, pasid, true);
+            gone = parent.remove_attachment(source_id, pasid, true);
             match attachment {
-                Attachment::Nested(_) => parent.add_nested(source_id, pasid),
+                Attachment::Nested(_) => parent.add_nested(source_id, pasid, new),
                 _ => parent.add_attached(source_id, pasid),
             }
         }
-        let did = entry.did();
-        self.submit_replaced(
-            source_id,
-            pasid,
-            [cache::pasid_cache_pasid(did, pasid), cache::iotlb_domain(did)],
-        )
+        let mut descriptors = Vec::new();
+        for did in [old, new].into_iter().take(if old == new { 1 } else { 2 }) {
+            descriptors.extend([cache::pasid_cache_pasid(did, pasid), cache::iotlb_domain(did)]);
+        }
+        let replaced = self.submit_replaced(source_id, pasid, &descriptors);
+        if unit_has_forgotten(&replaced) {
+            self.free_nested_domain_id(domain, gone);
+        }
+        replaced
     }
 
     fn attachment(&self, source_id: SourceId, pasid: Pasid) -> Result<Option<Attachment>, Error> {
@@ -119,7 +133,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
         &mut self,
         source_id: SourceId,
         pasid: Pasid,
-        unit: [vtd_spec::Descriptor; 2],
+        unit: &[vtd_spec::Descriptor],
     ) -> Result<(), Error> {
         let mut descriptors = unit.to_vec();
         descriptors.extend(self.device(source_id)?.device_tlb(pasid, AddressRange::ALL));

@@ -117,7 +117,6 @@ impl HostIommu for SoftHost {
     fn invalidate(&self, batch: &[Invalidation]) -> usize {
         let mut driver = self.driver();
         let mut descriptors = Vec::with_capacity(batch.len() * 2);
-        let Ok(did) = driver.iommu.domain_id(driver.domain) else { return 0 };
         for invalidation in batch {
             let Ok(function) = self.find(invalidation.device) else { continue };
             // What is not attached has nothing cached.
@@ -127,6 +126,7 @@ impl HostIommu for SoftHost {
             let (source_id, ats, range) =
                 (function.source_id, vtd_driver::Ats::default(), invalidation.range);
             let pasid = invalidation.pasid.unwrap_or(Pasid::ZERO);
+            let Some(did) = driver.iommu.domain_id_of(source_id, pasid) else { continue };
             if let InvalidationKind::Iotlb { leaf_only } = invalidation.kind {
                 descriptors.push(if range == AddressRange::ALL {
                     vtd_driver::cache::pasid_iotlb(did, pasid)

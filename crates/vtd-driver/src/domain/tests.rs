@@ -107,11 +107,17 @@ fn second_stage_changes_are_announced_in_caching_mode_and_take_nested_translatio
     let caps = iommu.capabilities();
     let range = AddressRange::new(0x8000, 2);
     iommu.map(parent, 0x8000, 0x8000, 0x3000, Access::ReadWrite).unwrap();
-    assert_eq!(fake.take(), [cache::iotlb_pages(did, range, false, &caps)]);
+    let nested = [(DEVICE, Pasid::truncated(7)), (DEVICE, PASID), (OTHER, Pasid::ZERO)]
+        .map(|(source_id, pasid)| cache::iotlb_domain(iommu.domain_id_of(source_id, pasid).unwrap()));
+    let page = cache::iotlb_pages(did, range, false, &caps);
+    assert_eq!(fake.take(), [page, nested[0], nested[1], nested[2]]);
     iommu.unmap(parent, 0x8000, 0x3000).unwrap();
     let ats = Ats::default();
     let expected = [
         cache::iotlb_pages(did, range, true, &caps),
+        nested[0],
+        nested[1],
+        nested[2],
         cache::pasid_device_tlb(OTHER, ats, PASID, range),
         // All of the device's: the addresses are the guest's.
         cache::pasid_device_tlb(DEVICE, ats, Pasid::truncated(7), AddressRange::ALL),
@@ -119,6 +125,40 @@ fn second_stage_changes_are_announced_in_caching_mode_and_take_nested_translatio
         cache::device_tlb(OTHER, ats, AddressRange::ALL),
     ];
     assert_eq!(fake.take(), expected);
+}
+
+#[test]
+fn each_nested_pasid_has_a_domain_id_as_long_as_there_are_any() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let parent = iommu.create_nest_parent(AddressWidth::Bits48).unwrap();
+    iommu.map(parent, 0, 0, 4096, Access::ReadWrite).unwrap();
+    let own = iommu.domain_id(parent).unwrap();
+    let table = NestedTable::new(0x1000, 48);
+    let mut nest = |iommu: &mut crate::Iommu<_, _>, number| {
+        let pasid = Pasid::truncated(number);
+        iommu.setup_nested(DEVICE, pasid, parent, table).unwrap();
+        let id = iommu.domain_id_of(DEVICE, pasid).unwrap();
+        assert_eq!(iommu.pasid_entry(DEVICE, pasid).unwrap().did(), id, "as the unit sees it");
+        id
+    };
+    let ids: BTreeSet<_> = (1..=17).map(|number| nest(&mut iommu, number)).collect();
+    assert!(ids.len() == 17 && !ids.contains(&own));
+
+    // With that many, one descriptor for all.
+    fake.clear();
+    iommu.map(parent, 0x8000, 0x8000, 4096, Access::ReadWrite).unwrap();
+    assert_eq!(fake.take(), [cache::iotlb_global()]);
+
+    iommu.detach(DEVICE, Pasid::truncated(5)).unwrap();
+    let again = nest(&mut iommu, 5);
+    assert!(ids.contains(&again), "what was given back is used again");
+
+    while iommu.domain_ids.allocate().is_ok() {}
+    assert_eq!(nest(&mut iommu, 18), own);
+    iommu.detach(DEVICE, Pasid::truncated(18)).unwrap();
+    assert_eq!(iommu.domain_id(parent), Ok(own));
+    assert_eq!(iommu.domain_ids.allocate(), Err(Error::NoDomainId), "the domain's stays its own");
 }
 
 #[test]

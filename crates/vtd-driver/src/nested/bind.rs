@@ -107,15 +107,7 @@ pub fn rebind_gpasid<R: Registers, M: Memory>(
         return Err(Error::PasidBusy { source_id, pasid });
     }
     let replaced = iommu.replace_nested(source_id, pasid, domain, data.table());
-    let in_place = matches!(
-        replaced,
-        Ok(())
-            | Err(Error::QueueTimeout
-                | Error::QueueStopped { .. }
-                | Error::InvalidDescriptor { .. }
-                | Error::DeviceTimedOut { .. })
-    );
-    if in_place {
+    if replaced.as_ref().err().is_none_or(Error::is_queues) {
         device.nested = Some((domain, data.table()));
     }
     replaced

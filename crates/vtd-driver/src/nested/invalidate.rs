@@ -5,7 +5,7 @@
 use alloc::vec::Vec;
 
 use ioasid::SetId;
-use vtd_spec::{AddressRange, Pasid, SourceId};
+use vtd_spec::{AddressRange, DomainId, Pasid, SourceId};
 
 use super::VERSION;
 use crate::address_space::{Pasids, bindable};
@@ -100,8 +100,8 @@ impl Invalidate {
 #[derive(Clone, Copy)]
 enum Scope {
     Domain,
-    Pasid(Pasid),
-    Pages(Pasid, AddressRange),
+    Pasid(DomainId, Pasid),
+    Pages(DomainId, Pasid, AddressRange),
 }
 
 /// Whether a cache can be invalidated with a granularity: V9's table, and DEV_IOTLB by address, which the uAPI's comment and
@@ -136,7 +136,7 @@ pub fn invalidate<R: Registers, M: Memory>(
     info: &Invalidate,
 ) -> Result<(), Error> {
     let scope = check_invalidate(iommu, pasids, set, domain, source_id, info)?;
-    let did = iommu.domain(domain)?.id;
+    let parent = iommu.domain(domain)?;
     let leaf = info.flags & invalidate_flag::LEAF != 0;
     let ats = iommu.device(source_id)?.config.ats;
     let has = |cache| info.cache & cache != 0;
@@ -144,27 +144,32 @@ pub fn invalidate<R: Registers, M: Memory>(
     let mut descriptors = Vec::with_capacity(3);
     // The order the unit needs: PASID cache, IOTLB, device-TLB. [S 6.5.2.12]
     if has(cache_type::PASID) {
-        descriptors.push(match scope {
-            Scope::Domain => cache::pasid_cache_domain(did),
-            Scope::Pasid(pasid) | Scope::Pages(pasid, _) => cache::pasid_cache_pasid(did, pasid),
-        });
+        match scope {
+            Scope::Domain => descriptors.extend(parent.nested_pasid_cache(source_id)),
+            Scope::Pasid(did, pasid) | Scope::Pages(did, pasid, _) => {
+                descriptors.push(cache::pasid_cache_pasid(did, pasid));
+            }
+        }
     }
     if has(cache_type::IOTLB) {
-        descriptors.push(match scope {
-            Scope::Domain => cache::iotlb_domain(did),
-            Scope::Pasid(pasid) => cache::pasid_iotlb(did, pasid),
-            Scope::Pages(pasid, range) => cache::pasid_iotlb_pages(did, pasid, range, leaf),
-        });
+        match scope {
+            // The uAPI has no such granularity for the IOTLB.
+            Scope::Domain => {}
+            Scope::Pasid(did, pasid) => descriptors.push(cache::pasid_iotlb(did, pasid)),
+            Scope::Pages(did, pasid, range) => {
+                descriptors.push(cache::pasid_iotlb_pages(did, pasid, range, leaf));
+            }
+        }
     }
     if let Some(ats) = ats
         && has(cache_type::IOTLB | cache_type::DEV_IOTLB)
     {
         match scope {
-            Scope::Domain => descriptors.extend(iommu.domain(domain)?.nested_device_tlb(source_id, ats)),
-            Scope::Pasid(pasid) => {
+            Scope::Domain => descriptors.extend(parent.nested_device_tlb(source_id, ats)),
+            Scope::Pasid(_, pasid) => {
                 descriptors.push(cache::device_tlb_of_pasid(source_id, ats, pasid, AddressRange::ALL));
             }
-            Scope::Pages(pasid, range) => {
+            Scope::Pages(_, pasid, range) => {
                 descriptors.push(cache::device_tlb_of_pasid(source_id, ats, pasid, range));
             }
         }
@@ -185,7 +190,8 @@ fn check_invalidate<R: Registers, M: Memory>(
         return Err(Error::Version { version });
     }
     let device = iommu.device(source_id)?;
-    if !iommu.domain(domain)?.is_nest_parent() {
+    let parent = iommu.domain(domain)?;
+    if !parent.is_nest_parent() {
         return Err(Error::NotNestParent);
     }
     let all = cache_type::IOTLB | cache_type::DEV_IOTLB | cache_type::PASID;
@@ -213,13 +219,15 @@ fn check_invalidate<R: Registers, M: Memory>(
     }
     let pasid = bindable(info.pasid)?;
     pasids.find(Some(set), pasid.get())?;
-    if device.attachments.get(&pasid) != Some(&Attachment::Nested(domain)) {
-        return Err(Error::NotBound { source_id, pasid });
-    }
+    let did = match device.attachments.get(&pasid) {
+        Some(Attachment::Nested(on)) if *on == domain => parent.nested_id(source_id, pasid),
+        _ => None,
+    };
+    let did = did.ok_or(Error::NotBound { source_id, pasid })?;
     if granularity == granularity::PASID {
-        return Ok(Scope::Pasid(pasid));
+        return Ok(Scope::Pasid(did, pasid));
     }
-    Ok(Scope::Pages(pasid, checked_range(info)?))
+    Ok(Scope::Pages(did, pasid, checked_range(info)?))
 }
 
 /// The range of an address-selective invalidation: 2^n pages that cover what is asked for, aligned to that size.

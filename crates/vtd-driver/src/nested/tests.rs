@@ -300,7 +300,7 @@ fn each_cell_of_the_invalidation_table() {
     let data = host.data();
     host.bind(DEVICE, &data).unwrap();
     host.fake.clear();
-    let (did, pasid, ats) = (DomainId(2), host.pasid, Ats::default());
+    let (did, pasid, ats) = (DomainId(3), host.pasid, Ats::default());
     let range = AddressRange::new(0x40_0000, 3);
     let all_device = cache::pasid_device_tlb(DEVICE, ats, pasid, AddressRange::ALL);
     let pages_device = cache::pasid_device_tlb(DEVICE, ats, pasid, range);
@@ -315,7 +315,7 @@ fn each_cell_of_the_invalidation_table() {
         (cache_type::DEV_IOTLB, granularity::DOMAIN, Some(vec![all_device])),
         (cache_type::DEV_IOTLB, granularity::PASID, Some(vec![all_device])),
         (cache_type::DEV_IOTLB, granularity::ADDR, Some(vec![pages_device])),
-        (cache_type::PASID, granularity::DOMAIN, Some(vec![cache::pasid_cache_domain(did)])),
+        (cache_type::PASID, granularity::DOMAIN, Some(vec![cache::pasid_cache_pasid(did, pasid)])),
         (cache_type::PASID, granularity::PASID, Some(vec![cache::pasid_cache_pasid(did, pasid)])),
         (cache_type::PASID, granularity::ADDR, None),
         (cache_type::PASID | cache_type::IOTLB, granularity::ADDR, None),
@@ -380,7 +380,7 @@ fn invalidations_that_cannot_be_are_refused_and_do_nothing() {
         assert_eq!(host.fake.take(), []);
     }
     host.invalidate(&Invalidate { addr: 0, nb_granules: u64::MAX / 4096, ..good }).unwrap();
-    assert_eq!(host.fake.take()[0], cache::pasid_iotlb(DomainId(2), pasid), "everything");
+    assert_eq!(host.fake.take()[0], cache::pasid_iotlb(DomainId(3), pasid), "everything");
 }
 
 #[test]
@@ -419,7 +419,7 @@ fn a_device_without_ats_has_no_device_tlb_to_invalidate() {
     host.fake.clear();
     let all = Invalidate::of_pasid(cache_type::IOTLB | cache_type::DEV_IOTLB, host.pasid);
     invalidate(&mut host.iommu, &host.pasids, host.set, host.domain, plain, &all).unwrap();
-    assert_eq!(host.fake.take(), [cache::pasid_iotlb(DomainId(2), host.pasid)]);
+    assert_eq!(host.fake.take(), [cache::pasid_iotlb(DomainId(3), host.pasid)]);
     host.unbind(plain).unwrap();
 }
 

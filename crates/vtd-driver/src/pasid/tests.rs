@@ -52,7 +52,7 @@ fn each_type_is_written_as_linux_writes_it() {
     let words = entries.map(|entry| entry.to_qwords()).map(|words| [words[0], words[1], words[2]]);
     assert_eq!(words[0], [p | 2 << 2 | 1 << 6, 1 | pwsnp, TABLE.root]);
     assert_eq!(words[1], [p | 2 << 2 | 2 << 6 | roots[0], 2 | pwsnp, 0]);
-    assert_eq!(words[2], [p | 2 << 2 | 3 << 6 | roots[1], 3 | pwsnp, 0x7777_7000 | 1 << 2]);
+    assert_eq!(words[2], [p | 2 << 2 | 3 << 6 | roots[1], 4 | pwsnp, 0x7777_7000 | 1 << 2]);
     assert_eq!(words[3], [p | 2 << 2 | 4 << 6, 1 | pwsnp, 0]);
 }
 
@@ -86,7 +86,7 @@ fn teardown_flushes_in_order_and_by_type() {
     iommu.attach_pass_through(DEVICE, Pasid::truncated(4)).unwrap();
     iommu.attach(second, DEVICE, Pasid::ZERO).unwrap();
     fake.clear();
-    for (pasid, did, by_domain) in [(1, 1, false), (2, 2, true), (3, 3, true), (4, 1, false), (0, 2, true)] {
+    for (pasid, did, by_domain) in [(1, 1, false), (2, 2, true), (3, 4, true), (4, 1, false), (0, 2, true)] {
         let (pasid, did) = (Pasid::truncated(pasid), DomainId(did));
         iommu.detach(DEVICE, pasid).unwrap();
         let iotlb = if by_domain { cache::iotlb_domain(did) } else { cache::pasid_iotlb(did, pasid) };
@@ -205,7 +205,8 @@ fn nested_options_reach_the_entry() {
     let entry = iommu.pasid_entry(DEVICE, PASID).unwrap();
     assert!(entry.sre() && entry.eafe() && entry.wpe() && entry.pwsnp() && !entry.fpd());
     assert_eq!((entry.fsptptr(), entry.pgtt_bits()), (0x5000, 3));
-    assert_eq!(entry.did(), iommu.domain_id(parent).unwrap());
+    assert_eq!(Some(entry.did()), iommu.domain_id_of(DEVICE, PASID));
+    assert_ne!(entry.did(), iommu.domain_id(parent).unwrap());
     iommu.setup_nested(OTHER, PASID, parent, NestedTable { sre: false, ..all }).unwrap();
     assert!(
         !iommu.pasid_entry(OTHER, PASID).unwrap().wpe(),
