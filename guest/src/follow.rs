@@ -90,7 +90,30 @@ fn line(record: &str) -> Option<String> {
     let text = text.lines().next().unwrap_or_default();
     let (facility, level) = (priority >> 3, priority & 7);
     let wanted = facility != 0 || level <= NOTICE || SUBJECTS.iter().any(|subject| text.contains(subject));
-    wanted.then(|| format!("[{:5}.{:06}] {text}\n", time / 1_000_000, time % 1_000_000))
+    wanted.then(|| format!("[{:5}.{:06}] {}\n", time / 1_000_000, time % 1_000_000, unescaped(text)))
+}
+
+/// What was written, where the kernel says `\x5c` for a backslash, and the like for bytes beyond ASCII. Control characters
+/// stay as it says them. \[Linux kernel/printk/printk.c: append_char\]
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("\\x") {
+        let code = rest.get(at + 2..at + 4).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        bytes.extend_from_slice(&rest.as_bytes()[..at]);
+        match code.filter(|code| *code == b'\\' || *code >= 0x80) {
+            Some(code) => {
+                bytes.push(code);
+                rest = &rest[at + 4..];
+            }
+            None => {
+                bytes.extend_from_slice(b"\\x");
+                rest = &rest[at + 2..];
+            }
+        }
+    }
+    bytes.extend_from_slice(rest.as_bytes());
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 #[cfg(test)]
@@ -104,6 +127,15 @@ mod tests {
             Some("[    5.140900] DMAR: Host address width 46\n")
         );
         assert_eq!(line("no record"), None);
+    }
+
+    #[test]
+    fn what_the_kernel_escapes_is_as_it_was_written() {
+        assert_eq!(
+            line(r#"14,1,0,-;VSVA-CHECK {"detail":"writing \x5c"user\x5c" \xe2\x86\x92 \x1b \x5"}"#)
+                .as_deref(),
+            Some("[    0.000000] VSVA-CHECK {\"detail\":\"writing \\\"user\\\" \u{2192} \\x1b \\x5\"}\n")
+        );
     }
 
     #[test]

@@ -139,6 +139,10 @@ impl Device {
             if attribute == "size" && self.enabled() {
                 continue;
             }
+            // Since 6.7; before, any driver may bind any queue.
+            if attribute == "driver_name" && !self.queue_path(queue, attribute).exists() {
+                continue;
+            }
             write(&self.queue_path(queue, attribute), &value)?;
         }
         Ok(())
