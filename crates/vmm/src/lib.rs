@@ -42,6 +42,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod output_file;
+pub mod own_pasids;
 pub mod pci_bus;
 pub mod power;
 pub mod remapping;

@@ -15,7 +15,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::Killable;
 use vsva::Tracer;
-use vtd_unit::Unit;
+use vtd_unit::{PasidAllocator, Unit};
 
 use crate::bus::{Bus, Overlap};
 use crate::console::{self, Console, Output};
@@ -26,6 +26,7 @@ use crate::ioapic::IoApic;
 use crate::kvm::{self, Messages};
 use crate::memory::{self, Memory, MemoryOptions};
 use crate::output_file::OutputFile;
+use crate::own_pasids::OwnPasids;
 use crate::pci_bus::{BarWindow, CONFIG_PORTS, ConfigPorts, Ecam};
 use crate::power::{self, KeyboardReset, Power, ResetControl};
 use crate::remapping::{self, IoApicPort, RegisterPage};
@@ -129,6 +130,7 @@ pub struct Machine {
     stop: Arc<Stop>,
     // Dropped after the devices, which are in the surroundings.
     host: Option<Host>,
+    _pasids: Option<Arc<dyn PasidAllocator>>,
     // Dropped last: KVM and devices use the memory as long as they exist.
     _vm: Arc<VmFd>,
     _memory: Arc<Memory>,
@@ -183,6 +185,7 @@ impl Machine {
         } else {
             None
         };
+        let pasids = OwnPasids::serve(&unit);
         let mut slots = Slots::new(&unit, host.as_ref())?;
         for device in &config.devices {
             slots.add_device(*device)?;
@@ -214,7 +217,7 @@ impl Machine {
         }
         let end_of_interrupt = Box::new(move |vector| ioapic.end_of_interrupt(vector));
         let surroundings = Arc::new(Surroundings { mmio, ports, end_of_interrupt });
-        Ok(Self { vcpus, surroundings, console, stop, host, _vm: vm, _memory: memory })
+        Ok(Self { vcpus, surroundings, console, stop, host, _pasids: pasids, _vm: vm, _memory: memory })
     }
 
     /// What the host behind assigned devices has done so far, if there is one.
