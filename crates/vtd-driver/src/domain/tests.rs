@@ -135,7 +135,7 @@ fn each_nested_pasid_has_a_domain_id_as_long_as_there_are_any() {
     iommu.map(parent, 0, 0, 4096, Access::ReadWrite).unwrap();
     let own = iommu.domain_id(parent).unwrap();
     let table = NestedTable::new(0x1000, 48);
-    let mut nest = |iommu: &mut crate::Iommu<_, _>, number| {
+    let nest = |iommu: &mut crate::Iommu<_, _>, number| {
         let pasid = Pasid::truncated(number);
         iommu.setup_nested(DEVICE, pasid, parent, table).unwrap();
         let id = iommu.domain_id_of(DEVICE, pasid).unwrap();
