@@ -32,6 +32,7 @@ pub fn hang(lab: &Lab, kernel: &Kernel, report: &mut Report) -> Result<()> {
                 release: format!("a kernel that {name}"),
                 image,
                 modules: kernel.modules.clone(),
+                user_sva: false,
             },
             append: "",
             modules: &[],

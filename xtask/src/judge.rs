@@ -16,6 +16,8 @@ pub struct Expect {
     pub sva: bool,
     /// The type of the default domain (`/sys/kernel/iommu_groups/*/type`); any where there is none.
     pub domain: Option<&'static str>,
+    /// PASIDs allocated by the virtual command.
+    pub virtual_command: bool,
 }
 
 /// Adds the guest's checks and figures, and those of the lab, under the name `boot`.
@@ -86,6 +88,11 @@ fn lab_checks(outcome: &Outcome, expect: Expect) -> Vec<(&'static str, bool, Str
         let detail = refused.clone().unwrap_or(format!("pasid_enabled {}", bound.unwrap_or("not in sysfs")));
         checks.push(("SVA bound by idxd", refused.is_none() && bound == Some("1"), detail));
     }
+    if expect.virtual_command {
+        let registered = line("Register custom PASID allocator");
+        let detail = registered.clone().unwrap_or("the log has no line of its registration".into());
+        checks.push(("PASIDs by the virtual command", registered.is_some(), detail));
+    }
     if let Some(domain) = expect.domain {
         let groups: Vec<_> =
             transcript.facts.iter().filter(|(n, _)| n == "group").map(|(_, v)| v.as_str()).collect();
@@ -146,7 +153,7 @@ mod tests {
             .collect()
     }
 
-    const SVA: Expect = Expect { sva: true, domain: Some("DMA-FQ") };
+    const SVA: Expect = Expect { sva: true, domain: Some("DMA-FQ"), virtual_command: false };
 
     #[test]
     fn a_good_guest_passes() {
@@ -163,8 +170,11 @@ mod tests {
         assert_eq!(failed(&without("Enable scalable"), SVA), ["scalable mode"]);
         assert_eq!(failed(&without("ecap"), SVA), ["scalable mode"]);
         assert_eq!(failed(&without("pasid-enabled"), SVA), ["SVA bound by idxd"]);
-        assert_eq!(failed(&without("group"), SVA), ["default domain"]);
         let add = |line: &str| format!("{GOOD}{line}\n");
+        let expected = Expect { virtual_command: true, ..SVA };
+        assert_eq!(failed(GOOD, expected), ["PASIDs by the virtual command"]);
+        assert!(failed(&add("DMAR: Register custom PASID allocator"), expected).is_empty());
+        assert_eq!(failed(&without("group"), SVA), ["default domain"]);
         assert_eq!(failed(&add("VSVA-FACT group identity 0000:00:03.0"), SVA), ["default domain"]);
         assert_eq!(
             failed(&add("idxd 0000:00:03.0: Unable to turn on user SVA feature."), SVA),

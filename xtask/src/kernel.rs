@@ -26,6 +26,8 @@ pub struct Kernel {
     pub image: PathBuf,
     /// Its `lib/modules/<release>`.
     pub modules: PathBuf,
+    /// Whether user SVA works in it, though it is older than those of Debian's in which it does.
+    pub user_sva: bool,
 }
 
 /// Which kernel of an archive.
@@ -55,7 +57,8 @@ impl Kernel {
         Self::in_tree(&tree, release)
     }
 
-    fn in_tree(tree: &Path, release: &str) -> Result<Self> {
+    /// The kernel in a tree of unpacked packages.
+    pub fn in_tree(tree: &Path, release: &str) -> Result<Self> {
         let first =
             |candidates: [String; 3]| candidates.into_iter().map(|c| tree.join(c)).find(|p| p.exists());
         let image = first([
@@ -69,7 +72,9 @@ impl Kernel {
             format!("{release}/kernel"),
         ]);
         match (image, modules) {
-            (Some(image), Some(modules)) => Ok(Self { release: release.to_owned(), image, modules }),
+            (Some(image), Some(modules)) => {
+                Ok(Self { release: release.to_owned(), image, modules, user_sva: false })
+            }
             _ => bail!("{} lacks an image or modules: remove it and run again", tree.display()),
         }
     }
@@ -89,12 +94,12 @@ impl Kernel {
         if version::series(&release).is_none() {
             bail!("{} is not named as a kernel's release, such as 7.3.4+deb13-amd64", modules.display());
         }
-        Ok(Self { release, image: fs::canonicalize(image)?, modules })
+        Ok(Self { release, image: fs::canonicalize(image)?, modules, user_sva: false })
     }
 
     /// Whether user SVA can work in it.
     pub fn has_sva(&self) -> bool {
-        version::series(&self.release).is_some_and(|series| series >= FIRST_WITH_SVA)
+        self.user_sva || version::series(&self.release).is_some_and(|series| series >= FIRST_WITH_SVA)
     }
 }
 

@@ -29,6 +29,7 @@ mod process;
 mod qemu;
 mod report;
 mod say;
+mod series_kernel;
 mod sources;
 mod supplies;
 mod tail;
@@ -110,6 +111,8 @@ enum Task {
     },
     /// Boot the matrix of kernels and command lines
     Matrix(LabOptions),
+    /// A kernel of the series' time, built from Debian's source with SVA: it allocates PASIDs by the virtual command
+    Vcmd(LabOptions),
     /// Boot kernels that hang: the lab must tell
     Hang(LabOptions),
     /// The operations of the accelerator, with its queues brought up by Debian's accel-config
@@ -254,6 +257,11 @@ fn run(task: Task) -> Result<()> {
             hang::hang(&lab, &kernel, &mut report)?;
             report.conclude(options.json.as_deref())
         }
+        Task::Vcmd(options) => {
+            let (lab, _) = options.prepare(None, false)?;
+            demo::virtual_command(&lab, &mut report)?;
+            report.conclude(options.json.as_deref())
+        }
         Task::AccelConfig(options) => {
             let (lab, kernel) = options.prepare_with_sva()?;
             demo::accel_config(&lab, &kernel, &mut report)?;
@@ -264,6 +272,7 @@ fn run(task: Task) -> Result<()> {
             if matrix {
                 older_kernels(&supplies)?;
                 supplies.tools("accel-config")?;
+                supplies.series_kernel()?;
             }
             say::line("everything is there");
             Ok(())
@@ -278,6 +287,7 @@ fn run(task: Task) -> Result<()> {
             let mut kernels = older_kernels(&lab.supplies)?;
             kernels.push(kernel);
             matrix::matrix(&lab, &kernels, true, &mut report)?;
+            demo::virtual_command(&lab, &mut report)?;
             report.conclude(Some(&options.results()?))
         }
         Task::Test { lab: options, matrix: variants } => {
@@ -300,6 +310,7 @@ fn run(task: Task) -> Result<()> {
             if !variants {
                 return report.conclude(options.json.as_deref());
             }
+            demo::virtual_command(&lab, &mut report)?;
             hang::hang(&lab, kernels.last().context("there is a kernel")?, &mut report)?;
             report.conclude(Some(&options.results()?))
         }

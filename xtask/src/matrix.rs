@@ -87,6 +87,6 @@ pub fn disk(
         memory_mib: 1024,
         disk: true,
     })?;
-    judge(report, name, outcome, Expect { sva: false, domain });
+    judge(report, name, outcome, Expect { domain, ..Expect::default() });
     Ok(())
 }

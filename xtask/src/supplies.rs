@@ -14,6 +14,7 @@ use crate::kernel::{Kernel, Want};
 use crate::level1::Outer;
 use crate::modules::Modules;
 use crate::qemu::Qemu;
+use crate::series_kernel;
 use crate::sources::Mirror;
 use crate::unpack::unpacked;
 
@@ -55,6 +56,11 @@ impl Supplies {
     /// A kernel from the same mirror.
     pub fn kernel(&self, want: &Want) -> Result<Kernel> {
         Kernel::fetch(&self.cache, self.mirror.as_ref(), want)
+    }
+
+    /// A kernel of the series' time, built here.
+    pub fn series_kernel(&self) -> Result<Kernel> {
+        series_kernel::fetch(&self.cache, self.mirror.as_ref())
     }
 
     /// A package of the tools' suite with all that it needs, unpacked.

@@ -32,11 +32,34 @@ pub fn unpacked(
     need: u64,
     download: impl FnOnce(&Path) -> Result<Vec<PathBuf>>,
 ) -> Result<PathBuf> {
+    made(cache, name, need, |work, tree| {
+        let archives = work.join("archives");
+        fs::create_dir(&archives)?;
+        let debs = download(&archives)?;
+        if debs.is_empty() {
+            bail!("apt downloaded nothing for {name}");
+        }
+        for deb in &debs {
+            unpack(deb, tree)?;
+            fs::remove_file(deb)?;
+        }
+        Ok(())
+    })
+}
+
+/// The directory `name` of the cache; where it is missing or damaged, `make` fills an empty one: the second that it is given,
+/// beside the first, which is for its work. `need` is what that takes at most, in bytes.
+pub fn made(
+    cache: &Cache,
+    name: &str,
+    need: u64,
+    make: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<PathBuf> {
     let complete = cache.path(name);
     let list = cache.path(&format!("{name}.b2"));
     if complete.exists() {
         let Some(what) = hashes::damage(&complete, &list)? else { return Ok(complete) };
-        say::line(&format!("{} is damaged ({what}): it is fetched again", complete.display()));
+        say::line(&format!("{} is damaged ({what}): it is made again", complete.display()));
         fs::remove_dir_all(&complete).with_context(|| complete.display().to_string())?;
     }
     cache.need_space(need)?;
@@ -44,24 +67,17 @@ pub fn unpacked(
     fs::create_dir_all(parent)?;
     // Removed on every way out; what is whole is renamed out of it first.
     let work = tempfile::tempdir_in(parent)?;
-    let (archives, tree) = (work.path().join("archives"), work.path().join("tree"));
-    fs::create_dir(&archives)?;
+    let tree = work.path().join("tree");
     fs::create_dir(&tree)?;
-    let debs = download(&archives)?;
-    if debs.is_empty() {
-        bail!("apt downloaded nothing for {name}");
-    }
-    for deb in &debs {
-        unpack(deb, &tree)?;
-        fs::remove_file(deb)?;
-    }
+    make(work.path(), &tree)?;
     // The hashes first: a tree without them would be taken for damaged, hashes without a tree are nothing.
     hashes::write(&tree, &list)?;
     fs::rename(&tree, &complete).with_context(|| complete.display().to_string())?;
     Ok(complete)
 }
 
-fn unpack(deb: &Path, tree: &Path) -> Result<()> {
+/// Unpacks a package into a directory, without what no guest has a use for.
+pub fn unpack(deb: &Path, tree: &Path) -> Result<()> {
     process::check_interrupt()?;
     let mut contents = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
