@@ -11,6 +11,7 @@ mod common;
 use std::cell::LazyCell;
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use common::Guest;
@@ -19,8 +20,9 @@ use setting::{
     BASE, BEYOND_CACHES, Nested, Order, PASID, WARM, first_stage, layered, nested_chain, nested_config,
     plain, probe,
 };
-use vtd_spec::SourceId;
-use vtd_unit::{EndpointSink, UnitConfig};
+use vtd_spec::registers::offset;
+use vtd_spec::{DomainId, Pasid, SourceId};
+use vtd_unit::{EndpointSink, PageRequest, UnitConfig};
 
 fn hit(c: &mut Criterion) {
     let nested = Nested::new(&nested_config(), 512);
@@ -120,12 +122,47 @@ fn miss(c: &mut Criterion) {
     group.finish();
 }
 
+/// What one device's hits cost while another one asks for pages, whose PASID has a domain-id of its own: beside the same
+/// requests made of another unit, so that only what the unit shares differs.
+fn page_requests(c: &mut Criterion) {
+    const ASKING: Pasid = Pasid::truncated(0x43);
+    let neighbour = SourceId::new(0, 4, 0);
+    let units = [Nested::new(&nested_config(), WARM), Nested::new(&nested_config(), WARM)];
+    for nested in &units {
+        nested.bind_in(ASKING, DomainId(2));
+        nested.guest.add_function(neighbour);
+    }
+    let sink = Arc::clone(&units[0].guest.sink) as Arc<dyn EndpointSink>;
+    let endpoint = units[0].guest.unit.endpoint(neighbour, sink).unwrap();
+    let mut group = c.benchmark_group("nested_hit_beside");
+    for (name, asked) in [("page_requests_elsewhere", &units[1].guest), ("page_requests", &units[0].guest)] {
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| flood(asked, ASKING, &stop));
+            let mut order = Order::new(WARM);
+            group.bench_function(name, |b| b.iter(|| probe(&endpoint, order.next())));
+            stop.store(true, Ordering::Relaxed);
+        });
+    }
+    group.finish();
+}
+
+/// Page requests, one after the other, and the guest takes each out of the queue.
+fn flood(guest: &Guest, pasid: Pasid, stop: &AtomicBool) {
+    let requester = Guest::with_pasid(pasid);
+    let request = PageRequest { requester, address: BASE, read: true, write: false, last: false, group: 0 };
+    while !stop.load(Ordering::Relaxed) {
+        guest.endpoint.page_request(request);
+        guest.write64(offset::PQH, guest.read64(offset::PQT));
+    }
+}
+
 criterion_group! {
     name = benches;
     config = Criterion::default()
         .measurement_time(Duration::from_secs(1))
         .warm_up_time(Duration::from_millis(300))
         .sample_size(50);
-    targets = hit, threads, miss
+    targets = hit, threads, miss, page_requests
 }
 criterion_main!(benches);

@@ -94,6 +94,12 @@ const TARGETS: &[Target] = &[
         1.05,
     ),
     target(
+        "nested hit, another's page requests : elsewhere",
+        "nested_hit_beside/page_requests",
+        "nested_hit_beside/page_requests_elsewhere",
+        1.1,
+    ),
+    target(
         "nested miss, warm : 24 loads, memory layer",
         "nested_miss/tables_warm",
         "nested_miss/tables_warm_24_loads_through_memory",

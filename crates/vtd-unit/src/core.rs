@@ -4,6 +4,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
+use crossbeam_utils::CachePadded;
 use vtd_spec::Capabilities;
 
 use crate::config::{Entries, VirtualCommandEncoding};
@@ -19,20 +20,21 @@ use crate::unit_state::InterruptRemapping;
 /// Replaced as a whole, as functions are.
 pub(crate) type Observers = Arc<[Weak<dyn Observer>]>;
 
-/// What endpoints and the unit share.
+/// What endpoints and the unit share. What one endpoint writes in the course of its requests lies apart from what all of them
+/// read.
 pub(crate) struct Core<M> {
     pub(crate) memory: Arc<M>,
     pub(crate) capabilities: Capabilities,
     pub(crate) notify: Arc<dyn Notify>,
     pub(crate) virtual_command: Option<VirtualCommandEncoding>,
     /// Replaced as a whole: who goes through them holds no lock.
-    pub(crate) functions: RwLock<Arc<[Arc<Function>]>>,
-    pub(crate) interrupts: RwLock<InterruptRemapping>,
+    pub(crate) functions: CachePadded<RwLock<Arc<[Arc<Function>]>>>,
+    pub(crate) interrupts: CachePadded<RwLock<InterruptRemapping>>,
     /// Messages that were remapped and are being delivered; begun under `interrupts`.
-    pub(crate) messages: InFlight,
+    pub(crate) messages: CachePadded<InFlight>,
     /// Finishes what register writes begin.
     pub(crate) executor: Arc<dyn Executor>,
-    pub(crate) registers: Box<Mutex<Registers>>,
+    pub(crate) registers: Box<CachePadded<Mutex<Registers>>>,
     pub(crate) observers: RwLock<Observers>,
     pub(crate) pasids: Mutex<Option<Weak<dyn PasidAllocator>>>,
     /// Sizes of the caches that each function gets.

@@ -8,7 +8,7 @@ use vm_memory::GuestMemoryBackend;
 use vtd_spec::ResponseCode;
 
 use crate::core::Core;
-use crate::function::{Cache, Function, Miss, RequestKind};
+use crate::function::{Cache, Function, Implied, Miss, RequestKind};
 use crate::notify::Message;
 use crate::outcome::{AddressType, Blocked, Fault, FaultType};
 use crate::request::{Access, PageGroupResponse, PageRequest, Requester};
@@ -67,18 +67,23 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
             let cache = function.read();
             match cache.check_page_request(request.requester) {
                 Ok(()) => {
-                    cache.forget_page(request.requester, request.address);
+                    self.imply(cache.implied(request.requester, request.address));
                     return Ok(self.enqueue(function, &cache, request));
                 }
                 Err(Miss::Blocked(blocked, _)) => return Err(blocked),
-                // This thread holds the caches: nothing is in them to forget, and nobody can fill them now.
+                // This thread holds the caches: nobody can fill them now.
                 Err(Miss::Unresolved | Miss::PageFault) if function.is_held() => {
                     if !cache.remapping.enabled {
                         return Ok((Some(ResponseCode::InvalidRequest), None));
                     }
-                    let kind = RequestKind::PageRequest;
                     let (source_id, requester) = (function.source_id, request.requester);
-                    cache.resolve_apart(&*self.memory, &self.capabilities, source_id, requester, kind)?;
+                    self.imply(cache.implied_apart(
+                        &*self.memory,
+                        &self.capabilities,
+                        source_id,
+                        requester,
+                        request.address,
+                    )?);
                     return Ok(self.enqueue(function, &cache, request));
                 }
                 Err(Miss::Unresolved | Miss::PageFault) => drop(cache),
@@ -97,6 +102,13 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Core<M> {
         }
         Ok((Some(ResponseCode::Success), None))
     }
+
+    /// What a request takes out of the caches of all functions before it is queued. \[S 6.5.3.1\]
+    fn imply(&self, implied: Option<Implied>) {
+        let Some(implied) = implied else { return };
+        self.functions().iter().for_each(|function| function.forget_implied(implied));
+    }
+
     /// Puts a request into the queue, under the function's lock: a PASID whose invalidation has completed sends nothing more.
     fn enqueue(
         &self,

@@ -65,10 +65,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
         executor: Arc<dyn Executor>,
     ) -> Result<Self, ConfigError> {
         let capabilities = config.capabilities()?;
-        let registers = Box::new(Mutex::new(Registers::new(capabilities, config.vcmd)));
+        let registers = Box::new(Mutex::new(Registers::new(capabilities, config.vcmd)).into());
         let entries = Entries { iotlb: config.iotlb_entries, structures: config.structure_entries };
-        let functions = RwLock::new(Arc::default());
-        let interrupts = RwLock::default();
+        let functions = RwLock::new(Arc::default()).into();
+        let interrupts = RwLock::default().into();
         let core = Core {
             memory,
             capabilities,
@@ -76,7 +76,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Unit<M> {
             virtual_command: config.vcmd,
             functions,
             interrupts,
-            messages: InFlight::default(),
+            messages: InFlight::default().into(),
             executor,
             registers,
             observers: RwLock::default(),

@@ -14,7 +14,10 @@ use patience::Raise;
 use vm_memory::{Bytes, GuestAddress};
 use vtd_spec::descriptors::Wait;
 use vtd_spec::registers::offset;
-use vtd_spec::{AddressRange, Descriptor, DomainId, PageRequestDescriptor, Pasid, SourceId};
+use vtd_spec::{
+    AddressRange, AddressWidth, Descriptor, DomainId, PageRequestDescriptor, Pasid,
+    PasidGranularTranslationType as Pgtt, SourceId,
+};
 use vtd_unit::{
     DeviceTlbInvalidation, Endpoint, EndpointSink, Message, PageGroupResponse, PageRequest, Requester,
     ResponseCode, UnitConfig,
@@ -319,6 +322,85 @@ fn a_page_request_is_an_implicit_invalidation_of_its_page() {
             assert_eq!(read(), 0, "cached");
             guest.endpoint.page_request(PageRequest { requester, ..request(0, true) });
             assert_eq!(read(), 1, "level {level}");
+        }
+    }
+}
+
+/// What a page request takes, by the type of its PASID's translation, from the function that asks and from another with the
+/// same tags. Tables change without an invalidation: what has gone from the caches is seen to be new. [S 6.5.3.1]
+#[test]
+fn a_page_request_takes_what_its_type_implies_from_every_function_with_the_same_tags() {
+    const OTHER: SourceId = SourceId::new(0, 9, 0);
+    // Names of PASID entries: the one that asks, one more of its domain, and one of another domain.
+    const ASKS: Pasid = Pasid::truncated(5);
+    const SAME: Pasid = Pasid::truncated(6);
+    const FAR: Pasid = Pasid::truncated(7);
+    const PAGES: [u64; 2] = [0x10_0000, 0x10_5000];
+    for (pgtt, taken) in [
+        // The page, of the PASID.
+        (Pgtt::FirstStage, &[(ASKS, 0)][..]),
+        // The page, of the domain.
+        (Pgtt::SecondStage, &[(ASKS, 0), (SAME, 0)]),
+        // The domain.
+        (Pgtt::Nested, &[(ASKS, 0), (ASKS, 1), (SAME, 0), (SAME, 1)]),
+    ] {
+        for held in [false, true] {
+            let guest = Guest::with_config(&UnitConfig { ssts: true, nest: true, ..UnitConfig::default() });
+            let (other, _) = guest.endpoint_at(OTHER);
+            let endpoints = [&guest.endpoint, &other];
+            // One table for all of a stage, so that what is new to one is new to all.
+            let (first, second) = (guest.page(), guest.page());
+            for (pasid, domain) in [(ASKS, 5), (SAME, 5), (FAR, 6)] {
+                let table = if pgtt == Pgtt::SecondStage { 0 } else { first };
+                let entry = Guest::first_stage(DomainId(domain), table)
+                    .with_pgtt(pgtt)
+                    .with_ssptptr(if pgtt == Pgtt::FirstStage { 0 } else { second })
+                    .with_aw(AddressWidth::Bits48.into_bits());
+                guest.write_pasid_entry(pasid, entry);
+            }
+            if pgtt == Pgtt::Nested {
+                // The lowest 512 GiB are where they are.
+                let giants = guest.page();
+                guest.store(second, giants | 3);
+                (0..512).for_each(|gib| guest.store(giants + gib * 8, gib << 30 | 3 | 1 << 7));
+            }
+            let (root, flags) = if pgtt == Pgtt::SecondStage { (second, 3) } else { (first, entry::USER) };
+            let frames = [guest.page(), guest.page()];
+            guest.memory.write_obj(1u8, GuestAddress(frames[1])).unwrap();
+            let tables = [guest.page(), guest.page(), guest.page()];
+            let mut at = root;
+            for (level, table) in (2..=4).rev().zip(tables) {
+                guest.store(at + (PAGES[0] >> (12 + 9 * (level - 1)) & 0x1ff) * 8, table | flags);
+                at = table;
+            }
+            let point = |frame: u64| {
+                PAGES.iter().for_each(|page| guest.store(at + (page >> 12 & 0x1ff) * 8, frame | flags));
+            };
+            let read = |endpoint: &Endpoint<Memory>, pasid, page: u64| {
+                let mut data = [9];
+                endpoint.read(Guest::with_pasid(pasid), page, &mut data).unwrap();
+                data[0]
+            };
+            let all = || {
+                let each = [ASKS, SAME, FAR].into_iter().flat_map(|pasid| [(pasid, 0), (pasid, 1)]);
+                endpoints
+                    .into_iter()
+                    .flat_map(move |endpoint| each.clone().map(move |(p, n)| (endpoint, p, n)))
+            };
+            point(frames[0]);
+            assert!(all().all(|(endpoint, pasid, page)| read(endpoint, pasid, PAGES[page]) == 0));
+            point(frames[1]);
+            assert!(all().all(|(endpoint, pasid, page)| read(endpoint, pasid, PAGES[page]) == 0), "cached");
+            let requester = Guest::with_pasid(ASKS);
+            let request = PageRequest { requester, address: PAGES[0], ..request(0, true) };
+            // A function that holds something asks as well: nothing waits for it.
+            let pins = held.then(|| endpoints.map(|endpoint| endpoint.pin(requester, PAGES[1]).unwrap()));
+            guest.endpoint.page_request(request);
+            drop(pins);
+            for (endpoint, pasid, page) in all() {
+                let gone = read(endpoint, pasid, PAGES[page]) == 1;
+                assert_eq!(gone, taken.contains(&(pasid, page)), "{pgtt:?} {pasid:?} {page} held {held}");
+            }
         }
     }
 }

@@ -135,7 +135,12 @@ impl Nested {
 
     /// Binds the table to one more PASID.
     pub fn bind(&self, pasid: Pasid) {
-        let entry: PasidEntry = Guest::first_stage(DomainId(1), self.first)
+        self.bind_in(pasid, DomainId(1));
+    }
+
+    /// As [`Self::bind`], in another domain.
+    pub fn bind_in(&self, pasid: Pasid, domain: DomainId) {
+        let entry: PasidEntry = Guest::first_stage(domain, self.first)
             .with_pgtt(PasidGranularTranslationType::Nested)
             .with_ssptptr(self.second)
             .with_aw(AddressWidth::Bits48.into_bits())

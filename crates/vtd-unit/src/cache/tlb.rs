@@ -12,7 +12,7 @@
 //! holds its lock shared for both, and exclusively while it invalidates, which is what keeps a fill from
 //! resurrecting a translation that an invalidation has removed.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use vtd_spec::AddressRange;
 
@@ -67,7 +67,7 @@ pub(crate) struct Tag(u64);
 
 /// The page sizes that were ever cached under a tag: a look-up probes only these.
 #[derive(Debug, Default)]
-pub(crate) struct Sizes(std::sync::atomic::AtomicU8);
+pub(crate) struct Sizes(AtomicU8);
 
 impl Sizes {
     fn add(&self, size: PageSize) {
@@ -80,8 +80,15 @@ impl Sizes {
 /// An address space as the cache sees it: where its entries are, and of which sizes. The default one is in no cache.
 #[derive(Debug, Default)]
 pub(crate) struct Space {
-    tag: Tag,
+    tag: AtomicU64,
     sizes: Sizes,
+}
+
+impl Space {
+    #[inline]
+    fn tag(&self) -> Tag {
+        Tag(self.tag.load(Ordering::Relaxed))
+    }
 }
 
 /// A cached translation. Two words, so that it is passed in registers.
@@ -159,7 +166,7 @@ struct Set([Entry; WAYS]);
 pub(crate) struct Tlb {
     /// By page size.
     sets: [Box<[Set]>; 3],
-    next_tag: u64,
+    next_tag: AtomicU64,
 }
 
 /// Ranges of more than `1 << PROBE_ORDER` pages take a new tag instead of being probed page by page.
@@ -173,14 +180,18 @@ impl Tlb {
             let sets = entries.div_ceil(WAYS).max(1).next_power_of_two();
             (0..sets).map(|_| Set::default()).collect()
         };
-        Self { sets: entries.map(sets), next_tag: 1 }
+        Self { sets: entries.map(sets), next_tag: AtomicU64::new(1) }
     }
 
     /// A new, empty address space.
-    pub(crate) fn space(&mut self) -> Space {
-        let tag = Tag(self.next_tag);
-        self.next_tag += 1;
-        Space { tag, sizes: Sizes::default() }
+    pub(crate) fn space(&self) -> Space {
+        Space { tag: self.next_tag.fetch_add(1, Ordering::Relaxed).into(), sizes: Sizes::default() }
+    }
+
+    /// Forgets all of a space, under a shared lock: nobody waits for the accesses that have found something before. Under an
+    /// exclusive one there are none.
+    pub(crate) fn renew(&self, space: &Space) {
+        space.tag.store(self.next_tag.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
     }
 
     #[inline]
@@ -196,15 +207,16 @@ impl Tlb {
     #[inline]
     pub(crate) fn lookup(&self, space: &Space, address: u64) -> Option<Translation> {
         let sizes = space.sizes.0.load(Ordering::Relaxed);
+        let tag = space.tag();
         for size in PageSize::ALL {
             if sizes & size.bit() == 0 {
                 continue;
             }
             let number = address >> size.shift();
             let key = number << 2 | size as u64;
-            for entry in &self.set(space.tag, size, number).0 {
+            for entry in &self.set(tag, size, number).0 {
                 let begun = entry.sequence.begin();
-                if !entry.holds(space.tag, key) {
+                if !entry.holds(tag, key) {
                     continue;
                 }
                 let value = entry.value.load(Ordering::Relaxed);
@@ -221,13 +233,14 @@ impl Tlb {
         let Translation { value, size } = translation;
         let number = address >> size.shift();
         let key = number << 2 | size as u64;
-        let set = &self.set(space.tag, size, number).0;
-        let same = |entry: &&Entry| entry.holds(space.tag, key);
+        let tag = space.tag();
+        let set = &self.set(tag, size, number).0;
+        let same = |entry: &&Entry| entry.holds(tag, key);
         let age = |entry: &Entry| entry.sequence.begin();
         let entry =
             set.iter().find(same).unwrap_or(if age(&set[0]) <= age(&set[1]) { &set[0] } else { &set[1] });
         let filled = entry.sequence.write(age(entry), || {
-            entry.tag.store(space.tag.0, Ordering::Relaxed);
+            entry.tag.store(tag.0, Ordering::Relaxed);
             entry.key.store(key, Ordering::Relaxed);
             entry.value.store(value, Ordering::Relaxed);
         });
@@ -240,9 +253,10 @@ impl Tlb {
     /// more.
     pub(crate) fn invalidate_pages(&mut self, space: &mut Space, range: AddressRange) {
         if range.order() > PROBE_ORDER {
-            *space = self.space();
+            self.renew(space);
             return;
         }
+        let tag = space.tag();
         let (first, last) = (range.base(), range.last());
         for size in PageSize::ALL {
             if *space.sizes.0.get_mut() & size.bit() == 0 {
@@ -250,8 +264,8 @@ impl Tlb {
             }
             for number in first >> size.shift()..=last >> size.shift() {
                 let key = number << 2 | size as u64;
-                for entry in &self.set(space.tag, size, number).0 {
-                    if entry.holds(space.tag, key) {
+                for entry in &self.set(tag, size, number).0 {
+                    if entry.holds(tag, key) {
                         entry.tag.store(0, Ordering::Relaxed);
                     }
                 }
@@ -262,12 +276,13 @@ impl Tlb {
     /// As [`Self::invalidate_pages`] for one page, under a shared lock: for a function's own stale translation, which
     /// nobody waits for.
     pub(crate) fn forget_page(&self, space: &Space, address: u64) {
+        let tag = space.tag();
         for size in PageSize::ALL {
             let number = address >> size.shift();
             let key = number << 2 | size as u64;
-            for entry in &self.set(space.tag, size, number).0 {
+            for entry in &self.set(tag, size, number).0 {
                 let begun = entry.sequence.begin();
-                if entry.holds(space.tag, key) {
+                if entry.holds(tag, key) {
                     entry.sequence.write(begun, || entry.tag.store(0, Ordering::Relaxed));
                 }
             }
@@ -285,7 +300,7 @@ mod tests {
 
     #[test]
     fn a_hit_returns_what_was_filled() {
-        let mut tlb = Tlb::new([64; 3]);
+        let tlb = Tlb::new([64; 3]);
         let space = tlb.space();
         tlb.fill(&space, 0x7f00_1234, page(0xabc000, PageSize::Size4K));
         assert_eq!(tlb.lookup(&space, 0x7f00_1fff), Some(page(0xabc000, PageSize::Size4K)));
@@ -297,7 +312,7 @@ mod tests {
 
     #[test]
     fn spaces_do_not_see_each_other() {
-        let mut tlb = Tlb::new([4; 3]);
+        let tlb = Tlb::new([4; 3]);
         let (a, b) = (tlb.space(), tlb.space());
         tlb.fill(&a, 0x1000, page(0x5000, PageSize::Size4K));
         assert_eq!(tlb.lookup(&b, 0x1000), None);
@@ -305,7 +320,7 @@ mod tests {
 
     #[test]
     fn pages_of_one_size_do_not_push_out_those_of_another() {
-        let mut tlb = Tlb::new([2; 3]);
+        let tlb = Tlb::new([2; 3]);
         let space = tlb.space();
         let large = page(0x4000_0000, PageSize::Size1G);
         tlb.fill(&space, 0, large);
@@ -354,7 +369,7 @@ mod tests {
 
     #[test]
     fn forgetting_one_page_leaves_the_others() {
-        let mut tlb = Tlb::new([64; 3]);
+        let tlb = Tlb::new([64; 3]);
         let space = tlb.space();
         tlb.fill(&space, 0x1000, page(0x5000, PageSize::Size4K));
         tlb.fill(&space, 0x2000, page(0x6000, PageSize::Size4K));
@@ -365,7 +380,7 @@ mod tests {
 
     #[test]
     fn concurrent_fills_never_mix_two_entries() {
-        let mut tlb = Tlb::new([2; 3]);
+        let tlb = Tlb::new([2; 3]);
         let space = tlb.space();
         let (tlb, space) = (&tlb, &space);
         std::thread::scope(|scope| {

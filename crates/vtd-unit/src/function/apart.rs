@@ -5,6 +5,7 @@
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::{Capabilities, SourceId};
 
+use super::implicit::Implied;
 use super::pasid_translation::PasidTranslation;
 use super::state::{Cache, Miss, RequestKind};
 use crate::config::Entries;
@@ -37,6 +38,20 @@ impl Cache {
         kind: RequestKind,
     ) -> Result<(), Blocked> {
         self.apart(requester).resolve(memory, capabilities, source_id, requester, kind)
+    }
+
+    /// As [`Self::implied`] of a requester that is not resolved.
+    pub(crate) fn implied_apart<M: GuestMemoryBackend + ?Sized>(
+        &self,
+        memory: &M,
+        capabilities: &Capabilities,
+        source_id: SourceId,
+        requester: Requester,
+        address: u64,
+    ) -> Result<Option<Implied>, Blocked> {
+        let mut apart = self.apart(requester);
+        apart.resolve(memory, capabilities, source_id, requester, RequestKind::PageRequest)?;
+        Ok(apart.implied(requester, address))
     }
 
     /// As [`Self::translate`] of a requester that is not resolved.

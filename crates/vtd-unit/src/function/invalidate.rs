@@ -60,7 +60,7 @@ impl Cache {
 
     /// The spaces cached for a PASID in a domain: that of requests with it, and that of requests without PASID where
     /// it is RID_PASID.
-    fn keys_of(&self, domain: DomainId, pasid: Pasid) -> [Option<Key>; 2] {
+    pub(super) fn keys_of(&self, domain: DomainId, pasid: Pasid) -> [Option<Key>; 2] {
         let with_pasid = self.device_pasid(pasid).map(|pasid| Key::new(Some(pasid)));
         [with_pasid, Some(Key::WITHOUT_PASID)].map(|key| {
             let key = key?;
@@ -74,12 +74,12 @@ impl Cache {
         if self.spaces.len() + self.domains.len() > MAX_PROBES {
             return self.forget_spaces();
         }
-        for bound in self.spaces.values_mut() {
-            bound.forget(&mut self.iotlb, &mut self.structures);
+        for bound in self.spaces.values() {
+            bound.forget(&self.iotlb, self.structures.as_ref());
         }
-        if let Some(structures) = &mut self.structures {
-            for domain in self.domains.values_mut() {
-                domain.second = structures.second.space();
+        if let Some(structures) = &self.structures {
+            for domain in self.domains.values() {
+                structures.second.renew(&domain.second);
             }
         }
     }
@@ -95,7 +95,7 @@ impl Cache {
         match (range, &mut self.structures) {
             (_, None) => {}
             (Some(range), Some(structures)) => structures.second.invalidate_pages(&mut domain.second, range),
-            (None, Some(structures)) => domain.second = structures.second.space(),
+            (None, Some(structures)) => structures.second.renew(&domain.second),
         }
         for key in &domain.keys {
             let Some(bound) = self.spaces.get_mut(key) else { continue };
@@ -103,7 +103,7 @@ impl Cache {
                 (Some(range), Stage::PassThrough | Stage::Second(_)) => {
                     self.iotlb.invalidate_pages(&mut bound.cached, range);
                 }
-                _ => bound.forget(&mut self.iotlb, &mut self.structures),
+                _ => bound.forget(&self.iotlb, self.structures.as_ref()),
             }
         }
     }
@@ -128,7 +128,7 @@ impl Cache {
                         structures.first.invalidate_pages(&mut bound.tables, range);
                     }
                 }
-                (None, _) => bound.forget(&mut self.iotlb, &mut self.structures),
+                (None, _) => bound.forget(&self.iotlb, self.structures.as_ref()),
             }
         }
     }
@@ -161,10 +161,10 @@ impl Cache {
 
 impl Bound {
     /// Forgets what both caches have of the space.
-    fn forget(&mut self, iotlb: &mut Tlb, structures: &mut Option<Structures>) {
-        self.cached = iotlb.space();
+    pub(super) fn forget(&self, iotlb: &Tlb, structures: Option<&Structures>) {
+        iotlb.renew(&self.cached);
         if let Some(structures) = structures {
-            self.tables = structures.first.space();
+            structures.first.renew(&self.tables);
         }
     }
 }

@@ -9,21 +9,26 @@
 
 mod apart;
 mod held;
+mod implicit;
 mod invalidate;
 mod key;
 mod pasid_translation;
 mod recent;
 mod resolve;
 mod state;
+mod tags;
 mod translate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crossbeam_utils::CachePadded;
 pub(crate) use held::Held;
+pub(crate) use implicit::Implied;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use resolve::{find_context, pasid_of};
 pub(crate) use state::{Cache, Miss, RequestKind};
+use tags::Tags;
 pub(crate) use translate::is_interrupt_range;
 use vtd_spec::SourceId;
 
@@ -39,7 +44,6 @@ pub(crate) type Shared<'a> = RwLockReadGuard<'a, Cache>;
 const LOOKS: usize = 64;
 
 /// One function behind the unit.
-#[repr(align(128))]
 pub(crate) struct Function {
     pub source_id: SourceId,
     pub sink: Arc<dyn EndpointSink>,
@@ -47,7 +51,9 @@ pub(crate) struct Function {
     pub messages: Arc<dyn Notify>,
     /// ATS Enable as last set; the caches follow.
     ats_enabled: AtomicBool,
-    cache: RwLock<Cache>,
+    tags: Arc<Tags>,
+    /// Apart from what others look at: each access writes the lock's word.
+    cache: CachePadded<RwLock<Cache>>,
 }
 
 impl Function {
@@ -58,8 +64,9 @@ impl Function {
         remapping: Remapping,
         entries: Entries,
     ) -> Self {
-        let cache = RwLock::new(Cache::new(remapping, entries));
-        Self { source_id, sink, messages, ats_enabled: AtomicBool::new(false), cache }
+        let cache = Cache::new(remapping, entries);
+        let (tags, ats_enabled) = (Arc::clone(&cache.tags), AtomicBool::new(false));
+        Self { source_id, sink, messages, ats_enabled, tags, cache: RwLock::new(cache).into() }
     }
 
     /// The caches, for an access.
@@ -76,6 +83,14 @@ impl Function {
     #[cold]
     fn read_behind_another(&self) -> Shared<'_> {
         if self.is_held() { self.cache.read_recursive() } else { self.cache.read() }
+    }
+
+    /// Forgets what a page request of any function implies. Waits for whoever changes the caches at the moment, and never for
+    /// those who hold them.
+    pub(crate) fn forget_implied(&self, implied: Implied) {
+        if implied.concerns(&self.tags) {
+            self.cache.read_recursive().forget_implied(implied);
+        }
     }
 
     /// The caches, for an invalidation: waits for the accesses in flight. Not on a thread that holds them.

@@ -108,6 +108,15 @@ impl Recent {
         }
     }
 
+    /// Forgets everything that no other thread is writing, under a shared lock.
+    pub(super) fn forget_all(&self) {
+        for entry in &self.entries.0 {
+            if entry.owner.load(Ordering::Relaxed) != 0 {
+                entry.write(0, 0, 0);
+            }
+        }
+    }
+
     /// Forgets everything.
     pub(super) fn begin_epoch(&mut self) {
         self.epoch += 1;

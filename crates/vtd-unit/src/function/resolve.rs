@@ -10,7 +10,6 @@ use vtd_spec::{Capabilities, FaultReason, Pasid, SourceId, TranslationTableMode}
 use super::key::Key;
 use super::pasid_translation::PasidTranslation;
 use super::state::{Bound, Cache, Domain, MAX_SPACES, Miss, RequestKind};
-use crate::address_space::Stage;
 use crate::outcome::{AddressType, Blocked};
 use crate::request::Requester;
 use crate::tables::{Context, read_context, read_legacy_context, read_pasid_entry};
@@ -26,24 +25,6 @@ impl Cache {
             return Err(Miss::Unresolved);
         }
         Ok(())
-    }
-
-    /// Forgets what the caches hold for the page of a page request. \[S 6.5.3.1\]
-    pub(crate) fn forget_page(&self, requester: Requester, address: u64) {
-        for privileged in [false, true] {
-            self.recent.forget(Key::device(Requester { privileged, ..requester }), address);
-        }
-        if let Some(bound) = self.spaces.get(&Key::new(requester.pasid)) {
-            self.iotlb.forget_page(&bound.cached, address);
-            if let Some(structures) = &self.structures {
-                structures.first.forget_page(&bound.tables, address);
-                if let Stage::Second(_) = bound.address_space.stage
-                    && let Some(domain) = self.domains.get(&bound.address_space.domain)
-                {
-                    structures.second.forget_page(&domain.second, address);
-                }
-            }
-        }
     }
 
     /// Whether [`Self::resolve`] must come before [`Self::translate`].
@@ -89,7 +70,8 @@ impl Cache {
             if self.spaces.len() >= MAX_SPACES {
                 self.forget_spaces();
             }
-            let structures = self.structures.as_mut();
+            self.tags.add(address_space.domain, address_space.pasid);
+            let structures = self.structures.as_ref();
             let [tables, second] =
                 structures.map_or_else(Default::default, |tlbs| [tlbs.first.space(), tlbs.second.space()]);
             let domain = self.domains.entry(address_space.domain);

@@ -4,12 +4,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
+use std::sync::Arc;
 
 use vtd_spec::{DomainId, Pasid};
 
 use super::key::{Key, Map, PasidHasher};
 use super::pasid_translation::PasidTranslation;
 use super::recent::Recent;
+use super::tags::Tags;
 use crate::address_space::AddressSpace;
 use crate::cache::{Space, Tlb};
 use crate::config::Entries;
@@ -98,6 +100,8 @@ pub(crate) struct Cache {
     pub(super) recent: Recent,
     /// Where the device's PASIDs are not the tables'.
     pub(super) translation: Option<PasidTranslation>,
+    /// The tags of `spaces`, for those who look without the lock.
+    pub(super) tags: Arc<Tags>,
     pub(crate) counters: Counters,
 }
 
@@ -115,6 +119,7 @@ impl Cache {
             device_spaces: Map::default(),
             recent: Recent::new(),
             translation: None,
+            tags: Arc::default(),
             counters: Counters::default(),
         }
     }
@@ -134,6 +139,7 @@ impl Cache {
     pub(super) fn forget_spaces(&mut self) {
         self.spaces.clear();
         self.domains.clear();
+        self.tags.clear();
         self.device_spaces.clear();
     }
 
