@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pci::{
-    AtsCapability, Bar, BarRanges, BuildError, ConfigSpace, ConfigSpaceBuilder, Identity, InterruptMessage,
+    AtsCapability, Bar, BarRanges, BuildError, ConfigSpace, ConfigSpaceBuilder, Identity, Message,
     MsixLayout, MsixTable, PasidCapability, PciFunction, PcieCapability, PriCapability,
 };
 use vm_memory::GuestMemoryBackend;
@@ -78,8 +78,8 @@ impl<M> Wiring<M> {
 }
 
 impl<M: GuestMemoryBackend + Send + Sync + 'static> Wiring<M> {
-    fn send(&self, messages: impl IntoIterator<Item = InterruptMessage>) {
-        for InterruptMessage { address, data } in messages {
+    fn send(&self, messages: impl IntoIterator<Item = Message>) {
+        for Message { address, data } in messages {
             // A message is a memory write of the function's, whatever lies at the address. [PCIe 6.1.4, 7.5.1.1.3]
             if self.config().bus_master()
                 && let Err(error) = self.endpoint.write(Requester::default(), address, &data.to_le_bytes())

@@ -33,5 +33,5 @@ pub use config::{AtsControl, CONFIG_SPACE_SIZE, ConfigChanges, ConfigSpace, Pasi
 pub use function::PciFunction;
 pub use host_bridge::HostBridge;
 pub use layout::{CapabilityId, ExtendedCapabilityId};
-pub use msix::{InterruptMessage, MsixControl, MsixLayout, MsixTable};
+pub use msix::{Message, MsixControl, MsixLayout, MsixTable};
 pub use root_complex::{AddError, CONFIG_ADDRESS_PORT, CONFIG_DATA_PORT, ECAM_BUS_SIZE, RootComplex};

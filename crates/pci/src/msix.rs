@@ -2,21 +2,13 @@
 
 //! The MSI-X table and pending bit array. \[PCIe 6.1.4, 7.7.2\]
 
+pub use msi::Message;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const ENTRY_SIZE: usize = 16;
 const VECTOR_CONTROL_MASK: u8 = 1;
 /// Table Size is an 11-bit field that holds the count less one.
 const MAX_VECTORS: u16 = 2048;
-
-/// A message-signalled interrupt to send: one DWORD write of `data` to `address`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct InterruptMessage {
-    /// Where the write goes; a multiple of 4.
-    pub address: u64,
-    /// What is written.
-    pub data: u32,
-}
 
 /// The writable bits of the capability's message control register.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,7 +81,7 @@ impl State {
     }
 
     /// Takes the message of a vector that is pending and can be delivered.
-    fn take_pending(&mut self, vector: usize) -> Option<InterruptMessage> {
+    fn take_pending(&mut self, vector: usize) -> Option<Message> {
         let entry = self.entry(vector)?;
         if !self.deliverable(entry) {
             return None;
@@ -109,9 +101,9 @@ const fn pba_bytes(vectors: u16) -> usize {
     (vectors as usize).div_ceil(64) * 8
 }
 
-fn message(entry: &[u8; ENTRY_SIZE]) -> InterruptMessage {
+fn message(entry: &[u8; ENTRY_SIZE]) -> Message {
     let [a0, a1, a2, a3, a4, a5, a6, a7, d0, d1, d2, d3, ..] = *entry;
-    InterruptMessage {
+    Message {
         address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
         data: u32::from_le_bytes([d0, d1, d2, d3]),
     }
@@ -146,7 +138,7 @@ impl MsixTable {
 
     /// An interrupt condition of `vector` arose. Returns the message to send now; a masked vector becomes pending
     /// instead. With MSI-X disabled, or for a vector that does not exist, nothing happens.
-    pub fn trigger(&self, vector: u16) -> Option<InterruptMessage> {
+    pub fn trigger(&self, vector: u16) -> Option<Message> {
         let mut state = self.lock();
         if !state.control.enabled {
             return None;
@@ -164,7 +156,7 @@ impl MsixTable {
 
     /// Takes over the capability's control bits ([`crate::ConfigChanges::msix`]). Returns the messages of pending
     /// vectors that can go now. Disabling MSI-X forgets what is pending.
-    pub fn set_control(&self, control: MsixControl) -> Vec<InterruptMessage> {
+    pub fn set_control(&self, control: MsixControl) -> Vec<Message> {
         let mut state = self.lock();
         state.control = control;
         if !control.enabled {
@@ -193,7 +185,7 @@ impl MsixTable {
 
     /// Serves a write of a BAR if it starts in the table or in the pending bits (which are read-only); otherwise
     /// returns `None`. Returns the messages that unmasking released.
-    pub fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) -> Option<Vec<InterruptMessage>> {
+    pub fn bar_write(&self, bar: usize, offset: u64, data: &[u8]) -> Option<Vec<Message>> {
         let Some(at) = self.in_table(bar, offset) else {
             return self.in_pba(bar, offset).map(|_| Vec::new());
         };
@@ -260,7 +252,7 @@ mod tests {
         assert_eq!(table.bar_write(0, entry + 8, &data.to_le_bytes()), Some(vec![]));
     }
 
-    fn set_mask(table: &MsixTable, vector: u64, masked: bool) -> Vec<InterruptMessage> {
+    fn set_mask(table: &MsixTable, vector: u64, masked: bool) -> Vec<Message> {
         table.bar_write(0, 0x2000 + vector * 16 + 12, &u32::from(masked).to_le_bytes()).unwrap()
     }
 
@@ -277,7 +269,7 @@ mod tests {
         table.set_control(ENABLED);
         program(&table, 8, 0xfee0_1003, 0x4041);
         set_mask(&table, 8, false);
-        assert_eq!(table.trigger(8), Some(InterruptMessage { address: 0xfee0_1000, data: 0x4041 }));
+        assert_eq!(table.trigger(8), Some(Message { address: 0xfee0_1000, data: 0x4041 }));
         assert_eq!(table.trigger(9), None);
         table.reset();
         assert_eq!(read_u32(&table, 0x2000 + 8 * 16), 0);
@@ -292,7 +284,7 @@ mod tests {
         assert_eq!(table.trigger(3), None);
         assert_eq!(table.trigger(3), None);
         assert_eq!(read_u32(&table, 0x3000), 1 << 3);
-        assert_eq!(set_mask(&table, 3, false), [InterruptMessage { address: 0xfee0_0000, data: 0x33 }]);
+        assert_eq!(set_mask(&table, 3, false), [Message { address: 0xfee0_0000, data: 0x33 }]);
         assert_eq!(read_u32(&table, 0x3000), 0);
         assert_eq!(set_mask(&table, 3, false), []);
     }
@@ -306,7 +298,7 @@ mod tests {
         set_mask(&table, 0, false);
         assert_eq!((table.trigger(0), table.trigger(1)), (None, None));
         assert_eq!(read_u32(&table, 0x3000), 3);
-        assert_eq!(table.set_control(ENABLED), [InterruptMessage { address: 0xfee0_0000, data: 0x20 }]);
+        assert_eq!(table.set_control(ENABLED), [Message { address: 0xfee0_0000, data: 0x20 }]);
         assert_eq!(read_u32(&table, 0x3000), 2);
     }
 

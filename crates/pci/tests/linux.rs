@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Guest, TestFunction};
-use pci::{ConfigChanges, InterruptMessage, MsixControl, PasidControl, PriControl};
+use pci::{ConfigChanges, Message, MsixControl, PasidControl, PriControl};
 
 const COMMAND: u16 = 0x04;
 
@@ -187,7 +187,7 @@ fn msix_is_enabled_masked_programmed_and_unmasked() {
     guest.root.mmio_write(entry + 8, &0x22_u32.to_le_bytes());
     assert_eq!(guest.function.msix.trigger(0), None);
     guest.root.mmio_write(entry + 12, &0_u32.to_le_bytes());
-    let message = InterruptMessage { address: 0xfee0_1000, data: 0x22 };
+    let message = Message { address: 0xfee0_1000, data: 0x22 };
     assert_eq!(guest.function.take_messages(), [message]);
     assert_eq!(guest.function.msix.trigger(0), Some(message));
 }

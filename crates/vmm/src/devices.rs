@@ -3,11 +3,11 @@
 //! The PCI functions that the user asked for, each a root-complex integrated endpoint of its own on bus 0.
 
 use std::str::FromStr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use dsa::Dsa;
 use pci::{HostBridge, PciFunction, RootComplex};
-use vtd_unit::{DeviceTlbInvalidation, EndpointSink, PageGroupResponse, SourceId, Unit};
+use vtd_unit::{EndpointSink, LateSink, SourceId, Unit};
 
 use crate::assigned_function::AssignedFunction;
 use crate::host::{self, Host};
@@ -135,24 +135,6 @@ pub enum Error {
     Place(#[from] pci::AddError),
 }
 
-/// Where a host sends what is for a device model that is yet to be made.
-#[derive(Default)]
-struct LateSink(OnceLock<Arc<dyn EndpointSink>>);
-
-impl EndpointSink for LateSink {
-    fn page_group_response(&self, response: PageGroupResponse) {
-        if let Some(device) = self.0.get() {
-            device.page_group_response(response);
-        }
-    }
-
-    fn device_tlb_invalidation(&self, invalidation: DeviceTlbInvalidation) {
-        if let Some(device) = self.0.get() {
-            device.device_tlb_invalidation(invalidation);
-        }
-    }
-}
-
 /// Bus 0 while the machine is built.
 pub struct Slots<'a> {
     root: RootComplex,
@@ -190,7 +172,7 @@ impl<'a> Slots<'a> {
                 let sink = Arc::new(LateSink::default());
                 let endpoint = unit.endpoint(source_id, Arc::clone(&sink) as Arc<dyn EndpointSink>)?;
                 let dsa = Dsa::new(|device| {
-                    sink.0.get_or_init(|| device);
+                    sink.set(device);
                     endpoint
                 })?;
                 Ok(dsa as Arc<dyn PciFunction>)
@@ -201,7 +183,7 @@ impl<'a> Slots<'a> {
                     let sink = Arc::new(LateSink::default());
                     let function = host.function(Arc::clone(&sink) as Arc<dyn EndpointSink>)?;
                     let dsa = Dsa::new(|device| {
-                        sink.0.get_or_init(|| device);
+                        sink.set(device);
                         function.endpoint.clone()
                     })?;
                     let assigned = host.assign(source_id, &function)?;

@@ -4,9 +4,7 @@
 
 use std::sync::Arc;
 
-use vtd_unit::{
-    Endpoint, EndpointSink, Message, PageGroupResponse, SourceId, SourceIdInUse, Unit, UnitConfig,
-};
+use vtd_unit::{Endpoint, Message, SourceId, SourceIdInUse, Unit, UnitConfig};
 
 use crate::acpi::Remapping;
 use crate::bus::BusDevice;
@@ -80,13 +78,6 @@ impl BusDevice for RegisterPage {
     }
 }
 
-/// A function without ATS: nothing is ever sent to it.
-struct Silent;
-
-impl EndpointSink for Silent {
-    fn page_group_response(&self, _response: PageGroupResponse) {}
-}
-
 /// The I/O APIC's way out, through the unit by its source-id.
 pub struct IoApicPort {
     endpoint: Endpoint<Memory>,
@@ -101,7 +92,7 @@ impl IoApicPort {
     /// The unit has one already.
     pub fn new(unit: &Unit<Memory>, messages: Messages) -> Result<Self, SourceIdInUse> {
         let source_id = SourceId(u16::from(layout::IOAPIC_BUS) << 8 | u16::from(layout::IOAPIC_DEVFN));
-        Ok(Self { endpoint: unit.endpoint(source_id, Arc::new(Silent))?, messages })
+        Ok(Self { endpoint: unit.endpoint(source_id, Arc::new(()))?, messages })
     }
 }
 

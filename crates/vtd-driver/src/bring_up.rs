@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use vtd_spec::registers::offset;
 use vtd_spec::{
     Capabilities, Capability, ExtendedCapability, FaultStatus, GlobalCommand, GlobalStatus,
-    InvalidationQueueAddress, MsiMessage, PageRequestQueueAddress, ProtectedMemoryEnable, RootTableAddress,
+    InvalidationQueueAddress, Message, PageRequestQueueAddress, ProtectedMemoryEnable, RootTableAddress,
     TranslationTableMode,
 };
 
@@ -31,9 +31,9 @@ pub struct Config {
     /// Host address width in bits, as the DMAR table reports it, 52 at the most. \[S 8.1\]
     pub haw: u8,
     /// The message that says faults are pending.
-    pub fault_interrupt: MsiMessage,
+    pub fault_interrupt: Message,
     /// The message that says page requests are pending.
-    pub page_request_interrupt: MsiMessage,
+    pub page_request_interrupt: Message,
     /// Interrupt remapping: `None` leaves it off, otherwise whether APIC ids have 32 bits (EIME).
     pub interrupt_remapping: Option<bool>,
 }
@@ -44,8 +44,8 @@ impl Config {
     pub const fn new(haw: u8) -> Self {
         Self {
             haw,
-            fault_interrupt: MsiMessage { address: 0xfee0_0000, data: 0x22 },
-            page_request_interrupt: MsiMessage { address: 0xfee0_0000, data: 0x21 },
+            fault_interrupt: Message { address: 0xfee0_0000, data: 0x22 },
+            page_request_interrupt: Message { address: 0xfee0_0000, data: 0x21 },
             interrupt_remapping: None,
         }
     }
@@ -191,7 +191,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
 
     /// Programs an event's message and unmasks it (dmar.c:dmar_msi_write, dmar_msi_unmask). The data, address and upper
     /// address registers follow the control register.
-    fn event(&self, control: u64, message: MsiMessage) {
+    fn event(&self, control: u64, message: Message) {
         self.registers.write32(control + 4, message.data);
         self.registers.write32(control + 8, message.address as u32);
         self.registers.write32(control + 12, (message.address >> 32) as u32);

@@ -22,7 +22,7 @@
 //!
 //! ```
 //! # use vtd_driver::{Access, Config, DeviceConfig, Iommu, Memory, Registers, Stage};
-//! # use vtd_spec::{FirstStagePagingMode, MsiMessage, Pasid, SourceId};
+//! # use vtd_spec::{FirstStagePagingMode, Message, Pasid, SourceId};
 //! /// Lets a device use 2 MiB at `buffer` under the address 0x20_0000.
 //! fn example<R: Registers, M: Memory>(registers: R, memory: M, buffer: u64) -> Result<(), vtd_driver::Error> {
 //!     let mut iommu = Iommu::bring_up(registers, memory, Config::new(46))?;

@@ -3,15 +3,7 @@
 //! Interrupt requests: the message formats of sources, and messages made from table entries. \[S 5.1.2\]
 
 use crate::tables::{DeliveryMode, InterruptRemapEntry, PostedInterruptDescriptor};
-
-/// A message signaled interrupt: a DWORD write of `data` to `address`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct MsiMessage {
-    /// Message address.
-    pub address: u64,
-    /// Message data.
-    pub data: u32,
-}
+pub use msi::Message;
 
 /// Start of the interrupt address range FEEx_xxxx. \[S 3.15\]
 pub const INTERRUPT_RANGE_BASE: u64 = 0xfee0_0000;
@@ -34,8 +26,8 @@ pub enum InterruptRequest {
 
 impl InterruptRequest {
     /// Decodes a DWORD write; `None` if the address is not in the interrupt range.
-    pub const fn decode(message: MsiMessage) -> Option<Self> {
-        let MsiMessage { address, data } = message;
+    pub const fn decode(message: Message) -> Option<Self> {
+        let Message { address, data } = message;
         if !is_interrupt_address(address) {
             return None;
         }
@@ -53,12 +45,12 @@ impl InterruptRequest {
 /// A compatibility-format request: an ordinary MSI. \[S 5.1.2.1\]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CompatibilityRequest {
-    message: MsiMessage,
+    message: Message,
 }
 
 impl CompatibilityRequest {
     /// The message as it came: what is delivered if it passes.
-    pub const fn message(&self) -> MsiMessage {
+    pub const fn message(&self) -> Message {
         self.message
     }
 
@@ -122,8 +114,8 @@ impl RemappableRequest {
     }
 
     /// The message for this request.
-    pub const fn message(&self) -> MsiMessage {
-        MsiMessage {
+    pub const fn message(&self) -> Message {
+        Message {
             address: INTERRUPT_RANGE_BASE
                 | ((self.handle & 0x7fff) as u64) << 5
                 | 1 << 4
@@ -180,13 +172,13 @@ impl Interrupt {
     }
 
     /// The compatibility-format message; `None` where the destination needs more than 8 bits. Level is asserted.
-    pub const fn message(&self) -> Option<MsiMessage> {
+    pub const fn message(&self) -> Option<Message> {
         if self.destination > 0xff { None } else { Some(self.compose(0, 0)) }
     }
 
     /// As [`message`](Self::message) with a 15-bit destination: bits 14:8 in address bits 11:5 (the extended destination
     /// id that KVM, Hyper-V and Xen offer their guests). `None` where the destination needs more than 15 bits.
-    pub const fn message_with_extended_destination(&self) -> Option<MsiMessage> {
+    pub const fn message_with_extended_destination(&self) -> Option<Message> {
         if self.destination > 0x7fff {
             return None;
         }
@@ -195,12 +187,12 @@ impl Interrupt {
 
     /// As [`message`](Self::message) with a 32-bit destination: bits 31:8 in address bits 63:40. It is what KVM takes in
     /// an MSI route with `KVM_X2APIC_API_USE_32BIT_IDS`, and what FEUADDR and its likes hold. \[S 5.1.6.2\]
-    pub const fn message_with_32_bit_destination(&self) -> MsiMessage {
+    pub const fn message_with_32_bit_destination(&self) -> Message {
         self.compose(0, (self.destination as u64 & !0xff) << 32)
     }
 
-    const fn compose(&self, low: u64, high: u64) -> MsiMessage {
-        MsiMessage {
+    const fn compose(&self, low: u64, high: u64) -> Message {
+        Message {
             address: high
                 | INTERRUPT_RANGE_BASE
                 | (self.destination as u64 & 0xff) << 12
@@ -221,7 +213,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn decode(address: u64, data: u32) -> Option<InterruptRequest> {
-        InterruptRequest::decode(MsiMessage { address, data })
+        InterruptRequest::decode(Message { address, data })
     }
 
     #[test]
@@ -270,7 +262,7 @@ mod tests {
             .with_tm(true)
             .with_destination(0x1203, true);
         let narrow = Interrupt::remapped(&entry.with_destination(3, false), false).unwrap();
-        assert_eq!(narrow.message(), Some(MsiMessage { address: 0xfee0_300c, data: 0xc131 }));
+        assert_eq!(narrow.message(), Some(Message { address: 0xfee0_300c, data: 0xc131 }));
         let wide = Interrupt::remapped(&entry, true).unwrap();
         assert_eq!(wide.message(), None);
         assert_eq!(wide.message_with_extended_destination().unwrap().address, 0xfee0_324c);
@@ -284,7 +276,7 @@ mod tests {
     fn notification_is_fixed_edge_and_physical() {
         let descriptor = PostedInterruptDescriptor::new().with_nv(0xf2).with_ndst(0x0500);
         let message = Interrupt::notification(&descriptor, false).message().unwrap();
-        assert_eq!(message, MsiMessage { address: 0xfee0_5000, data: 0x40f2 });
+        assert_eq!(message, Message { address: 0xfee0_5000, data: 0x40f2 });
     }
 
     proptest! {

@@ -38,6 +38,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
@@ -60,7 +61,7 @@ pub use descriptors::{
 };
 pub use fault::{AtsResponse, FaultReason};
 pub use ids::{DomainId, Pasid, SourceId};
-pub use interrupt::{InterruptRequest, MsiMessage, RemappableRequest};
+pub use interrupt::{InterruptRequest, Message, RemappableRequest};
 pub use io_apic::RemappableRedirectionEntry;
 pub use page_request::PageRequestDescriptor;
 pub use registers::{

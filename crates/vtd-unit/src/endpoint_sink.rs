@@ -4,11 +4,12 @@
 
 use crate::request::{Access, DeviceTlbInvalidation, PageGroupResponse, Requester};
 
-/// What a function hears from its root complex. Called with no lock of the unit held.
+/// What a function hears from its root complex. Each method does nothing by default: a function hears only of what it has, page
+/// requests or ATS. Called with no lock of the unit held.
 pub trait EndpointSink: Send + Sync {
     /// A page group response arrived. May be called on the thread that sends the request, before
     /// [`Endpoint::page_request`](crate::Endpoint::page_request) returns.
-    fn page_group_response(&self, response: PageGroupResponse);
+    fn page_group_response(&self, _response: PageGroupResponse) {}
 
     /// As [`Self::page_group_response`], where the unit answers a request that software will not see. The PASID is as the
     /// function named it, which makes a difference where [`Endpoint::translate_pasids`](crate::Endpoint::translate_pasids) is in force.

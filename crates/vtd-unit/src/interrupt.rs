@@ -9,8 +9,8 @@
 use vm_memory::GuestMemoryBackend;
 use vtd_spec::interrupt::Interrupt;
 use vtd_spec::{
-    FaultReason, InterruptRemapEntry, InterruptRemapTableAddress, InterruptRequest, MsiMessage,
-    RemappableRequest, SourceId,
+    FaultReason, InterruptRemapEntry, InterruptRemapTableAddress, InterruptRequest, RemappableRequest,
+    SourceId,
 };
 
 use crate::core::Core;
@@ -81,7 +81,7 @@ impl<M: GuestMemoryBackend> Core<M> {
         if !remapping.enabled {
             return Ok(message);
         }
-        let request = InterruptRequest::decode(MsiMessage { address: message.address, data: message.data });
+        let request = InterruptRequest::decode(message);
         let request = match request {
             // Not in the interrupt range: the function's port lets none of these through.
             None => return Err((Blocked::new(FaultReason::Ir29, false), 0)),
@@ -93,7 +93,6 @@ impl<M: GuestMemoryBackend> Core<M> {
             Some(InterruptRequest::Remappable(request)) => request,
         };
         self.remap_entry(source_id, &request, remapping.table)
-            .map(|message| Message { address: message.address, data: message.data })
             .map_err(|blocked| (blocked, request.index() as u16))
     }
 
@@ -102,7 +101,7 @@ impl<M: GuestMemoryBackend> Core<M> {
         source_id: SourceId,
         request: &RemappableRequest,
         table: InterruptRemapTableAddress,
-    ) -> Result<MsiMessage, Blocked> {
+    ) -> Result<Message, Blocked> {
         let blocked = |reason| Err(Blocked::new(reason, false));
         if request.reserved() {
             return blocked(FaultReason::Ir20);

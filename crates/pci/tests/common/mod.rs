@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use pci::{
     AtsCapability, Bar, BarRanges, CapabilityId, ConfigChanges, ConfigSpace, ConfigSpaceBuilder, HostBridge,
-    Identity, InterruptMessage, MsixLayout, MsixTable, PasidCapability, PciFunction, PcieCapability,
-    PriCapability, RootComplex,
+    Identity, Message, MsixLayout, MsixTable, PasidCapability, PciFunction, PcieCapability, PriCapability,
+    RootComplex,
 };
 
 /// Shaped like a DSA, with a 32-bit BAR and vendor-specific capabilities added.
@@ -39,7 +39,7 @@ pub struct TestFunction {
     accesses: Mutex<Vec<(usize, u64, usize)>>,
     decoded: Mutex<Vec<(usize, u64, usize)>>,
     changes: Mutex<Vec<ConfigChanges>>,
-    messages: Mutex<Vec<InterruptMessage>>,
+    messages: Mutex<Vec<Message>>,
 }
 
 impl TestFunction {
@@ -72,7 +72,7 @@ impl TestFunction {
         std::mem::take(&mut *self.changes.lock().unwrap())
     }
 
-    pub fn take_messages(&self) -> Vec<InterruptMessage> {
+    pub fn take_messages(&self) -> Vec<Message> {
         std::mem::take(&mut *self.messages.lock().unwrap())
     }
 }

@@ -6,7 +6,7 @@
 //! integrated endpoints on bus 0, so that ATS needs neither ATSR nor SATC.
 //! \[Linux drivers/iommu/intel/iommu.c: dmar_ats_supported\]
 
-use vtd_spec::dmar::{DeviceScope, DmarError, DmarFlags, DmarHeader, Drhd, ScopeType, Writer};
+use vtd_spec::dmar::{DeviceScope, DmarError, DmarFlags, DmarHeader, Drhd, ScopeType};
 
 use crate::layout;
 
@@ -40,10 +40,5 @@ pub fn build(remapping: &Remapping) -> Result<Vec<u8>, DmarError> {
     let path = [[layout::IOAPIC_DEVFN >> 3, layout::IOAPIC_DEVFN & 7]];
     let ioapic = DeviceScope::new(ScopeType::IoApic, layout::IOAPIC_ID, layout::IOAPIC_BUS, &path);
 
-    let mut bytes = vec![0; 256];
-    let mut writer = Writer::new(&mut bytes, &header)?;
-    writer.drhd(&unit, &[ioapic])?;
-    let length = writer.finish()?;
-    bytes.truncate(length);
-    Ok(bytes)
+    vtd_spec::dmar::table(&header, |writer| writer.drhd(&unit, &[ioapic]).map(|_| ()))
 }

@@ -5,9 +5,7 @@
 use std::sync::Arc;
 
 use vm_memory::{GuestMemory, GuestMemoryBackend};
-use vtd_unit::{
-    Endpoint, EndpointSink, Message, PageGroupResponse, Pinned, Requester, SourceId, SourceIdInUse, Unit,
-};
+use vtd_unit::{Endpoint, Message, Pinned, Requester, SourceId, SourceIdInUse, Unit};
 
 /// Where a device's memory requests and messages go.
 pub trait Dma: Send + Sync + 'static {
@@ -22,7 +20,7 @@ pub trait Dma: Send + Sync + 'static {
     fn pin(&self, first: u64) -> Option<Self::Memory<'_>>;
 
     /// Sends a message-signalled interrupt. Must not call back into the device.
-    fn message(&self, address: u64, data: u32);
+    fn message(&self, message: Message);
 }
 
 /// Requests carry the function's source-id and no PASID.
@@ -33,16 +31,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Dma for Endpoint<M> {
         self.pin(Requester::default(), first).ok()
     }
 
-    fn message(&self, address: u64, data: u32) {
-        self.message(Message { address, data });
+    fn message(&self, message: Message) {
+        self.message(message);
     }
-}
-
-/// The device has no ATS: it keeps no translations and asks for no pages.
-struct NoAts;
-
-impl EndpointSink for NoAts {
-    fn page_group_response(&self, _: PageGroupResponse) {}
 }
 
 /// The port of the function with this source-id, behind the unit.
@@ -54,5 +45,6 @@ pub fn endpoint<M: GuestMemoryBackend + Send + Sync + 'static>(
     unit: &Unit<M>,
     source_id: SourceId,
 ) -> Result<Endpoint<M>, SourceIdInUse> {
-    unit.endpoint(source_id, Arc::new(NoAts))
+    // The device has no ATS: it keeps no translations and asks for no pages.
+    unit.endpoint(source_id, Arc::new(()))
 }

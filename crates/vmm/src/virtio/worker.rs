@@ -10,7 +10,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pci::{InterruptMessage, MsixTable};
+use pci::{Message, MsixTable};
 use tracing::debug;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -177,13 +177,13 @@ impl<D: Dma> Shared<D> {
     }
 
     /// Sends messages that were held back.
-    pub fn send(&self, messages: &[InterruptMessage]) {
+    pub fn send(&self, messages: &[Message]) {
         if messages.is_empty() {
             return;
         }
         let state = self.state();
         for message in messages.iter().filter(|_| state.bus_master) {
-            self.dma.message(message.address, message.data);
+            self.dma.message(*message);
         }
     }
 
@@ -367,7 +367,7 @@ impl<D: Dma> Shared<D> {
             return;
         }
         if let Some(message) = self.msix.trigger(vector) {
-            self.dma.message(message.address, message.data);
+            self.dma.message(message);
         }
     }
 }

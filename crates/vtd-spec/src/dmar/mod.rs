@@ -15,7 +15,7 @@ pub use header::{DmarFlags, DmarHeader};
 pub use read::{Dmar, RemappingStructure, Structures};
 pub use scope::{DeviceScope, DeviceScopes, ScopeFlags, ScopeType};
 pub use structures::{Andd, Atsr, Drhd, Rhsa, Rmrr, Satc, Sidp, StructureType};
-pub use write::Writer;
+pub use write::{Writer, table};
 
 use core::fmt;
 

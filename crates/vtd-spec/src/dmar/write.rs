@@ -2,9 +2,49 @@
 
 //! Writing a table.
 
+use alloc::vec;
+use alloc::vec::Vec;
+
 use super::header::DmarHeader;
 use super::structures::{Andd, Atsr, Drhd, Rhsa, Rmrr, Satc, Sidp, StructureType};
 use super::{DeviceScope, DmarError};
+
+/// A table with the structures that `add` adds, in ascending order of their types. `add` is called again where the table turns
+/// out to be larger.
+///
+/// ```
+/// # use vtd_spec::dmar::{self, DmarFlags, DmarHeader, Drhd};
+/// # let header = DmarHeader {
+/// #     oem_id: *b"OEMOEM", oem_table_id: *b"OEMTABLE", oem_revision: 1, creator_id: *b"TEST",
+/// #     creator_revision: 1, host_address_width: 46, flags: DmarFlags::new(),
+/// # };
+/// let unit = Drhd { include_pci_all: true, size: 0, segment: 0, register_base: 0xfed9_0000 };
+/// let table = dmar::table(&header, |writer| writer.drhd(&unit, &[]).map(|_| ()))?;
+/// assert_eq!(table.len(), DmarHeader::SIZE + 16);
+/// # Ok::<(), dmar::DmarError>(())
+/// ```
+///
+/// # Errors
+///
+/// What `add` fails with; [`DmarError::TooLong`].
+pub fn table(
+    header: &DmarHeader,
+    add: impl Fn(&mut Writer<'_>) -> Result<(), DmarError>,
+) -> Result<Vec<u8>, DmarError> {
+    let mut bytes = vec![0; 256];
+    loop {
+        let mut writer = Writer::new(&mut bytes, header)?;
+        match add(&mut writer).and_then(|()| writer.finish()) {
+            // A table that no buffer is large enough for is too long before that.
+            Err(DmarError::BufferTooSmall) => bytes.resize(2 * bytes.len(), 0),
+            Err(error) => return Err(error),
+            Ok(length) => {
+                bytes.truncate(length);
+                return Ok(bytes);
+            }
+        }
+    }
+}
 
 /// Builds a table in a buffer: the header, structures in ascending order of their types, then [`finish`](Self::finish).
 ///

@@ -127,6 +127,29 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+/// Resets a device and starts its queue, of `size` entries.
+pub(super) fn start(shared: &Shared<TestDma>, size: u16, features: u64) {
+    let features = features | VERSION_1 | ACCESS_PLATFORM;
+    let writes: [(u64, &[u8]); 13] = [
+        (0x14, &[0]),
+        (0x14, &[3]),
+        (0x08, &[0; 4]),
+        (0x0c, &features.to_le_bytes()[..4]),
+        (0x08, &[1, 0, 0, 0]),
+        (0x0c, &features.to_le_bytes()[4..]),
+        (0x14, &[0xb]),
+        (0x18, &size.to_le_bytes()),
+        (0x20, &DESCRIPTORS.to_le_bytes()),
+        (0x28, &DRIVER_AREA.to_le_bytes()),
+        (0x30, &DEVICE_AREA.to_le_bytes()),
+        (0x1c, &[1, 0]),
+        (0x14, &[0xf]),
+    ];
+    for (at, data) in writes {
+        shared.common_write(at, data);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 
@@ -165,25 +188,7 @@ proptest! {
                 Op::Start(size, features) => {
                     published = 0;
                     memory.write_obj(0_u16, GuestAddress(DRIVER_AREA + 2)).unwrap();
-                    let features = features & offered | VERSION_1 | ACCESS_PLATFORM;
-                    let writes: [(u64, &[u8]); 13] = [
-                        (0x14, &[0]),
-                        (0x14, &[3]),
-                        (0x08, &[0; 4]),
-                        (0x0c, &features.to_le_bytes()[..4]),
-                        (0x08, &[1, 0, 0, 0]),
-                        (0x0c, &features.to_le_bytes()[4..]),
-                        (0x14, &[0xb]),
-                        (0x18, &size.to_le_bytes()),
-                        (0x20, &DESCRIPTORS.to_le_bytes()),
-                        (0x28, &DRIVER_AREA.to_le_bytes()),
-                        (0x30, &DEVICE_AREA.to_le_bytes()),
-                        (0x1c, &[1, 0]),
-                        (0x14, &[0xf]),
-                    ];
-                    for (at, data) in writes {
-                        shared.common_write(at, data);
-                    }
+                    start(&shared, size, features & offered);
                 }
                 Op::Serve => shared.serve_all(&mut bounce),
             }

@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 
 use pci::PciFunction;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vtd_unit::Message;
 
 use super::{Disk, DiskOptions, Dma, VirtioBlock};
 
+mod boundaries;
 mod function;
 mod hostile;
 mod requests;
@@ -85,8 +87,8 @@ impl Dma for TestDma {
         Some(self.memory.clone())
     }
 
-    fn message(&self, address: u64, data: u32) {
-        self.interrupts.arrive(address, data);
+    fn message(&self, message: Message) {
+        self.interrupts.arrive(message.address, message.data);
     }
 }
 
