@@ -11,8 +11,9 @@ use vtd_unit::{EndpointSink, LateSink, SourceId, Unit};
 
 use crate::assigned_function::AssignedFunction;
 use crate::host::{self, Host};
+use crate::irqfd::IrqfdRouter;
 use crate::memory::Memory;
-use crate::virtio::{self, AttachError, Disk, VirtioBlock};
+use crate::virtio::{AttachError, Disk, Routed, VirtioBlock};
 
 /// The device number of the host bridge.
 const HOST_BRIDGE: u8 = 0;
@@ -140,15 +141,21 @@ pub struct Slots<'a> {
     root: RootComplex,
     unit: &'a Unit<Memory>,
     host: Option<&'a Host>,
+    router: Arc<IrqfdRouter>,
     next: u8,
 }
 
 impl<'a> Slots<'a> {
-    /// A bus with a host bridge, whose functions do their DMA through `unit`, or belong to `host`.
-    pub fn new(unit: &'a Unit<Memory>, host: Option<&'a Host>) -> Result<Self, Error> {
+    /// A bus with a host bridge, whose functions do their DMA through `unit`, or belong to `host`. `router` routes the
+    /// interrupts of disks.
+    pub fn new(
+        unit: &'a Unit<Memory>,
+        host: Option<&'a Host>,
+        router: Arc<IrqfdRouter>,
+    ) -> Result<Self, Error> {
         let mut root = RootComplex::new();
         root.add(HOST_BRIDGE, 0, Arc::new(HostBridge::new()?))?;
-        Ok(Self { root, unit, host, next: HOST_BRIDGE + 1 })
+        Ok(Self { root, unit, host, router, next: HOST_BRIDGE + 1 })
     }
 
     /// Puts the function that `make` returns for its source-id into the next free place.
@@ -195,7 +202,11 @@ impl<'a> Slots<'a> {
 
     /// Adds a disk.
     pub fn add_disk(&mut self, disk: Disk) -> Result<(), Error> {
-        self.add(|source_id, unit| Ok(Arc::new(VirtioBlock::new(virtio::endpoint(unit, source_id)?, disk)?)))
+        let router = Arc::clone(&self.router);
+        self.add(|source_id, unit| {
+            let dma = Routed::new(unit, source_id, router)?;
+            Ok(Arc::new(VirtioBlock::new(dma, disk)?))
+        })
     }
 
     /// The root complex with all that was added.
@@ -206,13 +217,17 @@ impl<'a> Slots<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::io;
     use std::sync::Mutex;
 
     use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::EventFd;
     use vtd_unit::{Message, Notify, UnitConfig};
 
     use super::*;
     use crate::host::HostFunction;
+    use crate::irqfd::Routing;
     use crate::memory;
 
     const EMULATED: DeviceOptions = DeviceOptions::Dsa { host: Backing::None };
@@ -225,6 +240,25 @@ mod tests {
         fn message(&self, message: Message) {
             self.0.lock().unwrap().push(message);
         }
+    }
+
+    /// Nothing has a route: all goes through the unit.
+    struct NoRoutes;
+
+    impl Routing for NoRoutes {
+        fn set_routes(&self, _routes: &BTreeMap<u32, Message>) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn attach(&self, _eventfd: &EventFd, _gsi: u32) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn detach(&self, _eventfd: &EventFd, _gsi: u32) {}
+    }
+
+    fn slots<'a>(unit: &'a Unit<Memory>, host: Option<&'a Host>) -> Slots<'a> {
+        Slots::new(unit, host, IrqfdRouter::new(unit.clone(), Arc::new(NoRoutes))).unwrap()
     }
 
     fn machine(options: &str) -> (Arc<Memory>, Unit<Memory>, Arc<Heard>) {
@@ -266,7 +300,7 @@ mod tests {
     fn accelerators_follow_the_host_bridge_on_bus_0() {
         let (memory, unit, _) = machine("");
         let host = Host::new(&unit, &memory, None).unwrap();
-        let mut slots = Slots::new(&unit, Some(&host)).unwrap();
+        let mut slots = slots(&unit, Some(&host));
         slots.add_device(EMULATED).unwrap();
         slots.add_device(ASSIGNED).unwrap();
         slots.add_device(ASSIGNED).unwrap();
@@ -278,7 +312,7 @@ mod tests {
     #[test]
     fn a_full_bus_is_an_error() {
         let (_, unit, _) = machine("");
-        let mut slots = Slots::new(&unit, None).unwrap();
+        let mut slots = slots(&unit, None);
         for _ in 1..=LAST {
             slots.add_device(EMULATED).unwrap();
         }
@@ -289,7 +323,7 @@ mod tests {
     fn a_function_level_reset_of_an_assigned_device_binds_afresh() {
         let (memory, unit, _) = machine("");
         let host = Host::new(&unit, &memory, None).unwrap();
-        let mut slots = Slots::new(&unit, Some(&host)).unwrap();
+        let mut slots = slots(&unit, Some(&host));
         slots.add_device(ASSIGNED).unwrap();
         let root = slots.finish();
         let changes = || {

@@ -3,7 +3,9 @@
 //! KVM: opening it, telling whether it is usable, and message-signalled interrupts into it.
 
 use std::arch::x86_64::__cpuid;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KvmIrqRouting, kvm_enable_cap, kvm_irq_routing_entry,
@@ -11,9 +13,11 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VmFd};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
 use vtd_unit::{Message, Notify};
 
 use crate::ioapic::{InterruptSink, PINS};
+use crate::irqfd::Routing;
 use crate::layout;
 use crate::memory::Memory;
 
@@ -180,21 +184,25 @@ pub fn probe(kvm: &Kvm) -> Result<(), Error> {
 #[derive(Clone)]
 pub struct Messages {
     vm: Arc<VmFd>,
+    routes: Arc<Mutex<Routes>>,
+}
+
+/// KVM's one table of routes.
+#[derive(Default)]
+struct Routes {
+    pins: [Option<Message>; PINS],
+    others: BTreeMap<u32, Message>,
 }
 
 impl Messages {
     /// Messages into `vm`.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm }
+        Self { vm, routes: Arc::default() }
     }
 
     fn send(&self, message: Message) {
-        let msi = kvm_msi {
-            address_lo: message.address as u32,
-            address_hi: (message.address >> 32) as u32,
-            data: message.data,
-            ..Default::default()
-        };
+        let [address_lo, address_hi] = message.address_words();
+        let msi = kvm_msi { address_lo, address_hi, data: message.data, ..Default::default() };
         // 0 means that no local APIC took it: the guest's business. An error means that the message addresses none.
         if let Err(error) = self.vm.signal_msi(msi) {
             tracing::debug!(?message, %error, "message not delivered");
@@ -216,31 +224,54 @@ impl InterruptSink for Messages {
     fn level_routes(&self, routes: &[Option<Message>; PINS]) {
         // KVM exits to us at the end of an interrupt if one of the first PINS routes is a level-triggered message
         // with its vector. [Linux arch/x86/kvm/irq.c: kvm_scan_ioapic_routes]
-        let entries: Vec<_> = routes
-            .iter()
-            .enumerate()
-            .filter_map(|(pin, route)| {
-                let route = route.as_ref()?;
-                Some(kvm_irq_routing_entry {
-                    gsi: pin as u32,
-                    type_: kvm_bindings::KVM_IRQ_ROUTING_MSI,
-                    u: kvm_irq_routing_entry__bindgen_ty_1 {
-                        msi: kvm_irq_routing_msi {
-                            address_lo: route.address as u32,
-                            address_hi: (route.address >> 32) as u32,
-                            data: route.data,
-                            ..Default::default()
-                        },
-                    },
-                    ..Default::default()
-                })
-            })
-            .collect();
-        let result = KvmIrqRouting::from_entries(&entries)
-            .map_err(|e| format!("{e:?}"))
-            .and_then(|table| self.vm.set_gsi_routing(&table).map_err(|e| e.to_string()));
-        if let Err(error) = result {
+        let mut table = self.routes();
+        table.pins = *routes;
+        if let Err(error) = self.set_table(&table.pins, &table.others) {
             tracing::debug!(%error, "interrupt routes not set");
+        }
+    }
+}
+
+impl Messages {
+    fn routes(&self) -> MutexGuard<'_, Routes> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_table(&self, pins: &[Option<Message>; PINS], others: &BTreeMap<u32, Message>) -> io::Result<()> {
+        let pins = pins.iter().enumerate().filter_map(|(pin, route)| Some((pin as u32, (*route)?)));
+        let entries: Vec<_> =
+            pins.chain(others.iter().map(|(gsi, message)| (*gsi, *message))).map(routing_entry).collect();
+        let table = KvmIrqRouting::from_entries(&entries).map_err(|e| io::Error::other(format!("{e:?}")))?;
+        Ok(self.vm.set_gsi_routing(&table)?)
+    }
+}
+
+fn routing_entry((gsi, message): (u32, Message)) -> kvm_irq_routing_entry {
+    let [address_lo, address_hi] = message.address_words();
+    let msi = kvm_irq_routing_msi { address_lo, address_hi, data: message.data, ..Default::default() };
+    kvm_irq_routing_entry {
+        gsi,
+        type_: kvm_bindings::KVM_IRQ_ROUTING_MSI,
+        u: kvm_irq_routing_entry__bindgen_ty_1 { msi },
+        ..Default::default()
+    }
+}
+
+impl Routing for Messages {
+    fn set_routes(&self, routes: &BTreeMap<u32, Message>) -> io::Result<()> {
+        let mut table = self.routes();
+        self.set_table(&table.pins, routes)?;
+        table.others.clone_from(routes);
+        Ok(())
+    }
+
+    fn attach(&self, eventfd: &EventFd, gsi: u32) -> io::Result<()> {
+        Ok(self.vm.register_irqfd(eventfd, gsi)?)
+    }
+
+    fn detach(&self, eventfd: &EventFd, gsi: u32) {
+        if let Err(error) = self.vm.unregister_irqfd(eventfd, gsi) {
+            tracing::debug!(%error, "an eventfd is still an interrupt");
         }
     }
 }

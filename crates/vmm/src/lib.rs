@@ -37,6 +37,7 @@ pub mod figures;
 pub mod files;
 pub mod host;
 pub mod ioapic;
+pub mod irqfd;
 pub mod kvm;
 pub mod layout;
 pub mod machine;

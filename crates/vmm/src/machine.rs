@@ -23,6 +23,7 @@ use crate::devices::{self, DeviceOptions, Slots};
 use crate::figures::Nested;
 use crate::host::{self, Host};
 use crate::ioapic::IoApic;
+use crate::irqfd::IrqfdRouter;
 use crate::kvm::{self, Messages};
 use crate::memory::{self, Memory, MemoryOptions};
 use crate::output_file::OutputFile;
@@ -170,7 +171,7 @@ impl Machine {
             let window = layout::REMAPPING_UNIT;
             mmio.insert(window.base, window.size, Arc::new(RegisterPage(unit.clone())))?;
         }
-        let ioapic = Arc::new(IoApic::new(layout::IOAPIC_ID, IoApicPort::new(&unit, messages)?));
+        let ioapic = Arc::new(IoApic::new(layout::IOAPIC_ID, IoApicPort::new(&unit, messages.clone())?));
         mmio.insert(layout::IOAPIC.base, layout::IOAPIC.size, ioapic.clone())?;
 
         let screen = io::stdout().as_fd().try_clone_to_owned().map_err(|e| Error::Host("use stdout", e))?;
@@ -186,7 +187,8 @@ impl Machine {
             None
         };
         let pasids = OwnPasids::serve(&unit);
-        let mut slots = Slots::new(&unit, host.as_ref())?;
+        let router = IrqfdRouter::new(unit.clone(), Arc::new(messages.clone()));
+        let mut slots = Slots::new(&unit, host.as_ref(), router)?;
         for device in &config.devices {
             slots.add_device(*device)?;
         }

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use crate::irqfd::IrqfdRouter;
+use crate::memory::Memory;
 use vm_memory::{GuestMemory, GuestMemoryBackend};
 use vtd_unit::{Endpoint, Message, Pinned, Requester, SourceId, SourceIdInUse, Unit};
 
@@ -36,15 +38,38 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Dma for Endpoint<M> {
     }
 }
 
-/// The port of the function with this source-id, behind the unit.
-///
-/// # Errors
-///
-/// There is one already.
-pub fn endpoint<M: GuestMemoryBackend + Send + Sync + 'static>(
-    unit: &Unit<M>,
-    source_id: SourceId,
-) -> Result<Endpoint<M>, SourceIdInUse> {
-    // The device has no ATS: it keeps no translations and asks for no pages.
-    unit.endpoint(source_id, Arc::new(()))
+/// A port of a function whose messages KVM delivers by itself, where they have a route.
+pub struct Routed {
+    endpoint: Endpoint<Memory>,
+    router: Arc<IrqfdRouter>,
+}
+
+impl Routed {
+    /// The port of the function with this source-id, behind the unit.
+    ///
+    /// # Errors
+    ///
+    /// There is one already.
+    pub fn new(
+        unit: &Unit<Memory>,
+        source_id: SourceId,
+        router: Arc<IrqfdRouter>,
+    ) -> Result<Self, SourceIdInUse> {
+        // The device has no ATS: it keeps no translations and asks for no pages.
+        Ok(Self { endpoint: unit.endpoint(source_id, Arc::new(()))?, router })
+    }
+}
+
+impl Dma for Routed {
+    type Memory<'a> = Pinned<'a, Memory>;
+
+    fn pin(&self, first: u64) -> Option<Pinned<'_, Memory>> {
+        Dma::pin(&self.endpoint, first)
+    }
+
+    fn message(&self, message: Message) {
+        if !self.router.signal(self.endpoint.source_id(), message) {
+            self.endpoint.message(message);
+        }
+    }
 }

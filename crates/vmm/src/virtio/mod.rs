@@ -23,7 +23,7 @@ mod request;
 mod worker;
 
 pub use disk::{Disk, DiskError, DiskOptions, ParseDiskError, SECTOR_SIZE};
-pub use dma::{Dma, endpoint};
+pub use dma::{Dma, Routed};
 pub use function::{AttachError, VirtioBlock};
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ use vtd_spec::{
 };
 use vtd_unit::{Endpoint, Message, Notify, Unit, UnitConfig};
 
-use super::super::endpoint;
 use super::*;
 
 struct ToInterrupts(Arc<Interrupts>);
@@ -72,7 +71,7 @@ fn dma_is_translated_by_source_id_and_a_fault_is_an_error_and_a_record() {
     let TestDma { memory, interrupts } = TestDma::new();
     let id = SourceId::new(0, 2, 0);
     let unit = translating_unit(&memory, &interrupts, id);
-    let dma: Endpoint<_> = endpoint(&unit, id).unwrap();
+    let dma: Endpoint<_> = unit.endpoint(id, Arc::new(())).unwrap();
     let mut driver = Driver::with_dma(dma, IO_BASE, memory, interrupts, image(64), false);
     driver.start(INDIRECT_DESC | EVENT_IDX | FLUSH);
     let length = 0x3000;
@@ -119,7 +118,7 @@ fn queues_and_buffers_at_the_end_of_the_address_space_fault() {
     let TestDma { memory, interrupts } = TestDma::new();
     let id = SourceId::new(0, 2, 0);
     let unit = translating_unit(&memory, &interrupts, id);
-    let dma: Endpoint<_> = endpoint(&unit, id).unwrap();
+    let dma: Endpoint<_> = unit.endpoint(id, Arc::new(())).unwrap();
     let mut driver = Driver::with_dma(dma, IO_BASE, memory, interrupts, image(64), false);
     driver.start(0);
     let last = (u64::MAX - 100).wrapping_sub(IO_BASE);
