@@ -8,7 +8,6 @@ use crate::registers::QUEUES;
 pub(crate) mod error {
     pub const UNDEFINED: u8 = 0x01;
     pub const QUEUE_INDEX: u8 = 0x02;
-    pub const HARDWARE: u8 = 0x03;
     pub const RESERVED: u8 = 0x04;
     pub const HALTED: u8 = 0x05;
     pub const NOT_DISABLED: u8 = 0x10;

@@ -3,7 +3,7 @@
 //! What the accelerator's registers and its engines share.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::bus::Bus;
 use crate::dma::Aborted;
@@ -12,7 +12,7 @@ use crate::portal::Portals;
 use crate::registers::{ENGINES, QUEUES};
 use crate::state::{Effects, Job, State};
 
-/// The accelerator. Engine threads run between Enable Device and the next disable, reset or halt.
+/// The accelerator.
 pub(crate) struct Device<B> {
     pub bus: B,
     pub requests: Arc<PageRequests>,
@@ -22,23 +22,18 @@ pub(crate) struct Device<B> {
     /// A descriptor has gone, or abort flags were set.
     pub settled: Condvar,
     pub portals: Portals,
-    /// Says once that engines cannot be started: the guest can try again and again.
-    pub no_thread: Once,
-    pub me: Weak<Self>,
 }
 
 impl<B: Bus> Device<B> {
     /// A device after power-on. `requests` gets the responses to page requests that `bus` sends.
     pub fn new(bus: B, requests: Arc<PageRequests>) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
+        Arc::new(Self {
             bus,
             requests,
             state: Mutex::new(State::new()),
             work: Default::default(),
             settled: Condvar::new(),
             portals: Portals::new(),
-            no_thread: Once::new(),
-            me: Weak::clone(me),
         })
     }
 

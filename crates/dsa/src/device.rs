@@ -2,15 +2,16 @@
 
 //! The accelerator without its PCI side: registers, portals and engine threads over a [`Bus`].
 
-use std::sync::PoisonError;
+use std::io;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::bus::Bus;
 use crate::core::Device;
 use crate::engine::execute;
 use crate::operation::Scratch;
-use crate::registers::CMD;
+use crate::registers::{CMD, ENGINES};
 use crate::state::{DeviceState, Effects, Job, State};
 
 #[cfg(test)]
@@ -58,7 +59,7 @@ impl<B: Bus> Device<B> {
         self.update(|state, effects| {
             // Asked under the lock: a change of configuration space either is seen here or finds what this does.
             let pci = self.bus.pci();
-            state.write_command(value, &pci, |state| self.spawn_engines(state), effects);
+            state.write_command(value, &pci, effects);
         });
     }
 
@@ -107,35 +108,24 @@ impl<B: Bus> Device<B> {
         threads.into_iter().flatten().for_each(join);
     }
 
-    /// Starts the threads of the engines that belong to a group; `false` if one cannot be started.
-    fn spawn_engines(&self, state: &mut State) -> bool {
-        let groups = state.groups;
-        for (index, slot) in state.engines.iter_mut().enumerate() {
-            if slot.alive || !groups.iter().any(|group| group.has_engine(index)) {
-                continue;
-            }
-            let Some(device) = self.me.upgrade() else { return false };
-            // Not alive: it needs nothing but to return.
-            if let Some(former) = slot.thread.take() {
-                join(former);
-            }
+    /// Starts the engines' threads. They are made with the device and end with it: no access of a guest's starts one.
+    ///
+    /// # Errors
+    ///
+    /// There is none to be had; then none is left.
+    pub fn start_engines(self: &Arc<Self>) -> io::Result<()> {
+        for index in 0..ENGINES {
+            let device = Arc::clone(self);
             let builder = thread::Builder::new().name(format!("dsa-engine{index}"));
             match builder.spawn(move || device.run_engine(index)) {
-                Ok(thread) => {
-                    slot.alive = true;
-                    slot.thread = Some(thread);
-                }
+                Ok(thread) => self.lock().engines[index].thread = Some(thread),
                 Err(error) => {
-                    self.no_thread.call_once(|| {
-                        tracing::error!(
-                            "cannot start a thread for engine {index} of the accelerator: {error}"
-                        );
-                    });
-                    return false;
+                    self.shut_down();
+                    return Err(error);
                 }
             }
         }
-        true
+        Ok(())
     }
 
     fn run_engine(&self, index: usize) {
@@ -146,20 +136,16 @@ impl<B: Bus> Device<B> {
         }
     }
 
-    /// Waits for work; `None` if the engine has to end.
+    /// Waits for work; `None` if the device goes away.
     fn wait_for_job(&self, index: usize) -> Option<Job> {
         let work = self.work.get(index)?;
         let mut state = self.lock();
         loop {
             let runs = matches!(state.device, DeviceState::Enabled | DeviceState::Draining);
-            if state.shutdown || !runs {
-                if let Some(slot) = state.engines.get_mut(index) {
-                    slot.idle = false;
-                    slot.alive = false;
-                }
+            if state.shutdown {
                 return None;
             }
-            if let Some(job) = state.next_job(index) {
+            if runs && let Some(job) = state.next_job(index) {
                 return Some(job);
             }
             if let Some(slot) = state.engines.get_mut(index) {

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pci::{
-    AtsCapability, Bar, BarRanges, BuildError, ConfigSpace, ConfigSpaceBuilder, Identity, Message,
-    MsixLayout, MsixTable, PasidCapability, PciFunction, PcieCapability, PriCapability,
+    AtsCapability, Bar, BarRanges, ConfigSpace, ConfigSpaceBuilder, Identity, Message, MsixLayout, MsixTable,
+    PasidCapability, PciFunction, PcieCapability, PriCapability,
 };
 use vm_memory::GuestMemoryBackend;
 use vtd_unit::{
@@ -15,6 +15,7 @@ use vtd_unit::{
 
 use crate::bus::{Bus, PciState};
 use crate::core::Device;
+use crate::error::Error;
 use crate::page_request::PageRequests;
 use crate::portal::BAR2_SIZE;
 use crate::registers::{BAR0_SIZE, MSIX_PENDING, MSIX_TABLE, VECTORS};
@@ -154,10 +155,8 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Dsa<M> {
     ///
     /// # Errors
     ///
-    /// The configuration space cannot be built: a fault of this crate, not of the caller.
-    pub fn new(
-        make_endpoint: impl FnOnce(Arc<dyn EndpointSink>) -> Endpoint<M>,
-    ) -> Result<Arc<Self>, BuildError> {
+    /// There are no threads for the engines, or the configuration space cannot be built, which is a fault of this crate.
+    pub fn new(make_endpoint: impl FnOnce(Arc<dyn EndpointSink>) -> Endpoint<M>) -> Result<Arc<Self>, Error> {
         let layout = MsixLayout::in_bar(REGISTERS_BAR, VECTORS, MSIX_TABLE, MSIX_PENDING);
         let config = ConfigSpaceBuilder::new(IDENTITY)
             .bar(REGISTERS_BAR, Bar::memory64_prefetchable(BAR0_SIZE))
@@ -172,7 +171,9 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Dsa<M> {
         let requests = Arc::new(PageRequests::new());
         let sink = Sink { requests: Arc::clone(&requests), config: Arc::clone(&config) };
         let wiring = Wiring { endpoint: make_endpoint(Arc::new(sink)), config, msix: MsixTable::new(layout) };
-        Ok(Arc::new(Self { device: Device::new(wiring, requests), configuring: Mutex::new(()) }))
+        let device = Device::new(wiring, requests);
+        device.start_engines().map_err(Error::Threads)?;
+        Ok(Arc::new(Self { device, configuring: Mutex::new(()) }))
     }
 }
 

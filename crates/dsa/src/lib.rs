@@ -14,6 +14,7 @@ mod descriptor;
 mod device;
 mod dma;
 mod engine;
+mod error;
 mod function;
 mod group;
 mod interrupt;
@@ -28,4 +29,5 @@ mod status;
 mod testing;
 mod work_queue;
 
+pub use error::Error;
 pub use function::Dsa;

@@ -10,6 +10,7 @@ use crate::devices::{self, DeviceOptions, MAX_DEVICES};
 use crate::files::{self, Named};
 use crate::machine::MAX_PROCESSORS;
 use crate::memory::{HUGE_PAGE, MemoryOptions};
+use crate::sandbox::Sandbox;
 use crate::virtio::DiskOptions;
 use crate::{layout, remapping, trace};
 
@@ -123,6 +124,19 @@ pub struct RunArgs {
     /// (Perfetto, chrome://tracing)
     #[arg(long, verbatim_doc_comment, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+
+    /// Give up what the machine does not need: new privileges, files that it has not
+    /// open, system calls (fewer still on processors and disks); log tells of system
+    /// calls in the kernel's log, and makes them
+    #[arg(
+        long,
+        verbatim_doc_comment,
+        value_name = "on|log|off",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true
+    )]
+    pub sandbox: Sandbox,
 
     /// At the end, print to standard error what the host of assigned devices did:
     /// one line, VSVA-NESTED and JSON

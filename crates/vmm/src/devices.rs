@@ -128,6 +128,9 @@ pub enum Error {
     /// A configuration space cannot be built.
     #[error(transparent)]
     Function(#[from] pci::BuildError),
+    /// An accelerator cannot be made.
+    #[error(transparent)]
+    Dsa(#[from] dsa::Error),
     /// There is a function of this number behind the unit.
     #[error(transparent)]
     SourceId(#[from] vtd_unit::SourceIdInUse),

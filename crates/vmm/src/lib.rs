@@ -47,6 +47,7 @@ pub mod own_pasids;
 pub mod pci_bus;
 pub mod power;
 pub mod remapping;
+pub mod sandbox;
 pub mod signals;
 pub mod stop;
 pub mod terminal;

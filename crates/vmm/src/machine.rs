@@ -31,6 +31,7 @@ use crate::own_pasids::OwnPasids;
 use crate::pci_bus::{BarWindow, CONFIG_PORTS, ConfigPorts, Ecam};
 use crate::power::{self, KeyboardReset, Power, ResetControl};
 use crate::remapping::{self, IoApicPort, RegisterPage};
+use crate::sandbox::{self, Role};
 use crate::stop::{Outcome, Stop};
 use crate::terminal::{self, RawMode};
 use crate::vcpu::{self, Surroundings};
@@ -95,6 +96,9 @@ pub enum Error {
     /// The host behind assigned devices.
     #[error(transparent)]
     AssignedHost(#[from] host::Error),
+    /// The sandbox.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
     /// A device.
     #[error(transparent)]
     Device(#[from] devices::Error),
@@ -140,7 +144,15 @@ pub struct Machine {
 impl Machine {
     /// Builds the machine; it stops when `stop` is requested. `tracer` hears of what passes between the guest and the
     /// host behind assigned devices.
-    pub fn new(config: &Config, tracer: Option<Arc<dyn Tracer>>, stop: Arc<Stop>) -> Result<Self, Error> {
+    ///
+    /// Files other than those that are open then are given up ([`sandbox`]): of `outputs` alone, what has been made is removed
+    /// where the machine is not to be.
+    pub fn new(
+        config: &Config,
+        outputs: &[PathBuf],
+        tracer: Option<Arc<dyn Tracer>>,
+        stop: Arc<Stop>,
+    ) -> Result<Self, Error> {
         // What the user got wrong is said before anything is built.
         let ram = layout::ram(config.memory.size);
         let payload = config.payload.open(ram.first().map_or(0, |w| w.size))?;
@@ -148,6 +160,8 @@ impl Machine {
         let no_log = |e| Error::ConsoleLog(config.console_log.clone().unwrap_or_default(), e);
         let log = config.console_log.as_deref().map(OutputFile::open).transpose().map_err(no_log)?;
         memory::check(config.memory.size)?;
+        let outputs: Vec<_> = outputs.iter().map(PathBuf::as_path).collect();
+        sandbox::give_up_files(&outputs)?;
         let kvm = kvm::open()?;
         let processors = config.processors;
         if usize::from(processors) > kvm.get_max_vcpus() {
@@ -253,6 +267,7 @@ impl Machine {
             let (surroundings, stop) = (self.surroundings.clone(), self.stop.clone());
             let thread = thread::Builder::new().name(format!("cpu{id}")).spawn(move || {
                 let _ended = RequestOnPanic(stop.clone());
+                sandbox::narrow(Role::Processor);
                 vcpu::run(id, vcpu, &surroundings, &stop);
             });
             match thread {

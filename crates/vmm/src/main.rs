@@ -20,7 +20,7 @@ use vmm::cli::{self, Cli, Command, RunArgs};
 use vmm::machine::{Config, Machine};
 use vmm::stop::{Outcome, Stop};
 use vmm::trace::{Recording, Summary, Trace};
-use vmm::{check, signals};
+use vmm::{check, sandbox, signals};
 
 /// What is logged unless VSVA_LOG says otherwise. The virtio rings' errors are the guest's mistakes, as many as it likes.
 const LOG: &str = "warn,virtio_queue=off";
@@ -76,6 +76,7 @@ fn run(args: RunArgs) -> u8 {
 fn build_and_run(args: RunArgs) -> anyhow::Result<u8> {
     let stop = Arc::new(Stop::default());
     // Before any other thread starts.
+    sandbox::begin(args.sandbox)?;
     signals::install(stop.clone()).map_err(|e| anyhow::anyhow!("cannot set up signals: {e}"))?;
     stop_on_panic(stop.clone());
     let trace = args.trace.as_deref().map(Trace::create).transpose()?;
@@ -88,7 +89,10 @@ fn build_and_run(args: RunArgs) -> anyhow::Result<u8> {
         disks: args.disks,
         console_log: args.console_log,
     };
-    let machine = Machine::new(&config, trace.as_ref().map(Trace::tracer), stop.clone())?;
+    let traces = args.trace.as_deref().map(|path| [path.to_owned(), vmm::trace::viewer_path(path)]);
+    let outputs = traces.into_iter().flatten().chain(config.console_log.clone());
+    let outputs: Vec<_> = outputs.collect();
+    let machine = Machine::new(&config, &outputs, trace.as_ref().map(Trace::tracer), stop.clone())?;
     // Never dropped, the process ends: a device's destructor waits for its work in flight, and that may wait for a
     // guest that is no more.
     let mut machine = ManuallyDrop::new(machine);

@@ -21,14 +21,13 @@ static LAST_WORD: Mutex<()> = Mutex::new(());
 static RAW: AtomicPtr<libc::termios> = AtomicPtr::new(ptr::null_mut());
 
 /// Signals whose default is to end the process and that nothing else is done with: what `signals` waits for is not here.
-const FATAL_SIGNALS: [libc::c_int; 15] = [
+const FATAL_SIGNALS: [libc::c_int; 14] = [
     libc::SIGSEGV,
     libc::SIGBUS,
     libc::SIGILL,
     libc::SIGFPE,
     libc::SIGABRT,
     libc::SIGTRAP,
-    libc::SIGSYS,
     libc::SIGALRM,
     libc::SIGVTALRM,
     libc::SIGPROF,

@@ -93,18 +93,12 @@ impl State {
     }
 
     /// A write of CMD. \[D 9.2.14\]
-    pub fn write_command(
-        &mut self,
-        value: u32,
-        pci: &PciState,
-        spawn_engines: impl FnOnce(&mut State) -> bool,
-        effects: &mut Effects,
-    ) {
+    pub fn write_command(&mut self, value: u32, pci: &PciState, effects: &mut Effects) {
         if self.command.is_some() {
             let error = SoftwareError { code: code::COMMAND_ACTIVE, ..Default::default() };
             return self.report(&error, effects);
         }
-        self.start_command(value, pci, spawn_engines, effects);
+        self.start_command(value, pci, effects);
     }
 }
 

@@ -47,13 +47,7 @@ impl State {
     }
 
     /// A write of CMD. The command is finished or pending afterwards.
-    pub fn start_command(
-        &mut self,
-        value: u32,
-        pci: &PciState,
-        spawn_engines: impl FnOnce(&mut State) -> bool,
-        effects: &mut Effects,
-    ) {
+    pub fn start_command(&mut self, value: u32, pci: &PciState, effects: &mut Effects) {
         let interrupt = value >> 31 == 1;
         let command = match Command::parse(value).and_then(|command| {
             self.check_command(command, pci)?;
@@ -63,12 +57,7 @@ impl State {
             Err(error) => return self.end_command(error, interrupt, effects),
         };
         if command == Command::EnableDevice {
-            // The threads must see the device enabled, or they end at once.
             self.device = DeviceState::Enabled;
-            if !spawn_engines(self) {
-                self.device = DeviceState::Disabled;
-                return self.end_command(error::HARDWARE, interrupt, effects);
-            }
         }
         let awaited = self.begin(command, effects);
         self.command = Some(Pending { command, awaited, interrupt });

@@ -62,8 +62,6 @@ pub(crate) struct EngineSlot {
     pub retired: u64,
     /// It waits for work.
     pub idle: bool,
-    /// Its thread has not decided to end.
-    pub alive: bool,
     pub thread: Option<JoinHandle<()>>,
 }
 
@@ -102,7 +100,6 @@ impl State {
             running: None,
             retired: 0,
             idle: false,
-            alive: false,
             thread: None,
         };
         Self {

@@ -20,6 +20,7 @@ use super::common::{COMMON_SIZE, CommonConfig};
 use super::disk::{Disk, SECTOR_SIZE};
 use super::dma::Dma;
 use super::worker::{MAX_QUEUE_SIZE, Shared};
+use crate::sandbox::{self, Role};
 
 const VENDOR_VIRTIO: u16 = 0x1af4;
 /// PCI device ids of modern devices count from here. \[V 4.1.2\]
@@ -97,7 +98,10 @@ impl<D: Dma> VirtioBlock<D> {
         let shared = Arc::new(Shared::new(dma, disk, common, MsixTable::new(layout)));
         let worker = {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name("virtio-blk".into()).spawn(move || shared.run())?
+            thread::Builder::new().name("virtio-blk".into()).spawn(move || {
+                sandbox::narrow(Role::Disk);
+                shared.run();
+            })?
         };
         Ok(Self { config: Mutex::new(config), window, shared, worker: Some(worker) })
     }

@@ -74,9 +74,8 @@ fn a_command_without_interrupt_can_be_polled() {
 }
 
 #[test]
-fn reset_device_clears_the_configuration_and_ends_the_threads() {
+fn reset_device_clears_the_configuration_and_leaves_the_engines_idle() {
     let machine = Machine::enabled();
-    assert_eq!(machine.threads_alive(), 4);
     machine.write32(MSIXPERM, 8);
     machine.0.update(|state, effects| state.report(&Default::default(), effects));
     machine.take_error();
@@ -88,12 +87,11 @@ fn reset_device_clears_the_configuration_and_ends_the_threads() {
         assert_eq!(machine.read32(offset), 0, "{offset:#x}");
     }
     assert_eq!(machine.read64(SWERROR) & 1, 1);
-    machine.wait_for_threads(0);
+    machine.wait_for_engines();
     machine.configure();
     assert_eq!(machine.command(ENABLE, 0), 0);
-    assert_eq!(machine.threads_alive(), 4);
     machine.0.reset();
-    machine.wait_for_threads(0);
+    machine.wait_for_engines();
     assert_eq!(machine.read64(SWERROR), 0);
 }
 
@@ -242,7 +240,7 @@ fn reset_returns_after_the_last_access() {
     let writes = machine.bus().writes.load(Ordering::SeqCst);
     thread::sleep(Duration::from_millis(20));
     assert_eq!(machine.bus().writes.load(Ordering::SeqCst), writes);
-    machine.wait_for_threads(0);
+    machine.wait_for_engines();
 }
 
 #[test]

@@ -62,7 +62,9 @@ impl Machine {
     fn new() -> Self {
         let bus = TestBus::new();
         let requests = Arc::clone(&bus.requests);
-        Self(Device::new(bus, requests))
+        let device = Device::new(bus, requests);
+        device.start_engines().unwrap();
+        Self(device)
     }
 
     /// Two groups: queues 0 and 1 with engines 0 to 2, queue 2 with engine 3. Enabled, with PASID 0x2a for queues 0
@@ -184,14 +186,11 @@ impl Machine {
         self.take_error()
     }
 
-    fn threads_alive(&self) -> usize {
-        self.0.lock().engines.iter().filter(|engine| engine.alive).count()
-    }
-
-    fn wait_for_threads(&self, count: usize) {
+    /// Until all engines wait for work.
+    fn wait_for_engines(&self) {
         let mut patience = Patience::default();
-        while self.threads_alive() != count {
-            patience.pause(&format!("{} threads", self.threads_alive()));
+        while !self.0.lock().engines.iter().all(|engine| engine.idle && engine.running.is_none()) {
+            patience.pause("idle engines");
         }
     }
 }
