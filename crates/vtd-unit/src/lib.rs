@@ -48,6 +48,9 @@ mod remapping;
 mod request;
 mod rights;
 mod statistics;
+mod sync;
+#[cfg(test)]
+mod sync_tests;
 mod tables;
 mod unit;
 mod unit_state;

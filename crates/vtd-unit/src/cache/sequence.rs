@@ -2,7 +2,7 @@
 
 //! A sequence count: several words that change as one, read without a lock.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use crate::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Even while what it guards is stable, odd while a thread writes it; grows with each write.
 #[derive(Debug, Default)]
@@ -22,11 +22,12 @@ impl Sequence {
         begun & 1 == 0 && self.0.load(Ordering::Relaxed) == begun
     }
 
-    /// Calls `f`, which stores the words, if nobody has written them since `begun`; says whether it did.
+    /// Calls `f`, which stores the words, if nobody has written them since `begun`; says whether it did. `begun` comes from
+    /// [`Self::begin`] on this thread, which has acquired the write before.
     #[inline]
     pub(crate) fn write(&self, begun: u64, f: impl FnOnce()) -> bool {
         let claimed = begun & 1 == 0
-            && self.0.compare_exchange(begun, begun + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+            && self.0.compare_exchange(begun, begun + 1, Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if claimed {
             fence(Ordering::Release);
             f();

@@ -28,7 +28,7 @@ pub(crate) use implicit::Implied;
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 pub(crate) use resolve::{find_context, pasid_of};
 pub(crate) use state::{Cache, Miss, RequestKind};
-use tags::Tags;
+pub(crate) use tags::Tags;
 pub(crate) use translate::is_interrupt_range;
 use vtd_spec::SourceId;
 
