@@ -19,6 +19,7 @@ const CRATES: [(&str, &[(&str, u8)]); 5] = [
         "vtd-unit",
         &[
             ("lib", 9),
+            ("sync_tests", 8),
             ("unit.rs", 8),
             ("endpoint.rs", 8),
             ("pinned", 8),
