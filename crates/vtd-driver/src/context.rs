@@ -3,7 +3,7 @@
 //! Devices: root and context entries, and the PASID directory each device has to itself (Linux iommu.c,
 //! pasid.c:intel_pasid_setup_sm_context).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use vtd_spec::{AddressRange, DomainId, PasidDirectoryEntry, RootHalf, ScalableContextEntry, SourceId};
@@ -59,7 +59,13 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             .with_pdts(2 + directory_pages.trailing_zeros() as u8)
             .with_pasid_dir_ptr(directory);
         self.store_entry(context, &entry.to_qwords());
-        let device = Device { config, directory, directory_pages, attachments: BTreeMap::new() };
+        let device = Device {
+            config,
+            directory,
+            directory_pages,
+            attachments: BTreeMap::new(),
+            left_empty: BTreeSet::new(),
+        };
         self.devices.insert(source_id, device);
         let announced = self.flush_new_context(source_id);
         if announced.is_err() {

@@ -22,6 +22,9 @@ use crate::state::DomainHandle;
 use crate::state::FIRST_STAGE_DID;
 use crate::state::{Attachment, FirstStageTable, NestedTable};
 
+/// Empty PASID tables that a device keeps: the next PASID is likely to lie in one.
+const EMPTY_TABLES: usize = 16;
+
 impl<R: Registers, M: Memory> Iommu<R, M> {
     /// Address of the entry of a PASID; makes the table where there is none.
     pub(crate) fn pasid_entry_address(&self, source_id: SourceId, pasid: Pasid) -> Result<u64, Error> {
@@ -322,7 +325,13 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             result = result.and(self.drain_page_requests(source_id, pasid, did));
         }
         if !ignore_faults {
-            self.device_mut(source_id)?.attachments.remove(&pasid);
+            let device = self.device_mut(source_id)?;
+            device.attachments.remove(&pasid);
+            // The first one has the entry of requests without PASID.
+            let table = pasid.get() >> 6;
+            if table != 0 && device.is_empty(table) {
+                device.left_empty.insert(table);
+            }
             match attachment {
                 Attachment::Domain(domain) | Attachment::Nested(domain) => {
                     if let Some(domain) = self.domains.get_mut(&domain)
@@ -334,8 +343,36 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
                 }
                 Attachment::Table | Attachment::PassThrough => {}
             }
+            result = result.and(self.give_empty_tables_back(source_id));
         }
         result
+    }
+
+    /// Frees tables that have been empty for a while, once there are some: the unit may have cached their directory entries, and
+    /// forgets all PASIDs with them. [S 6.2.2.2]
+    fn give_empty_tables_back(&mut self, source_id: SourceId) -> Result<(), Error> {
+        let device = self.device_mut(source_id)?;
+        if device.left_empty.len() <= EMPTY_TABLES {
+            return Ok(());
+        }
+        let left = core::mem::take(&mut device.left_empty);
+        let directory = device.directory;
+        let empty: Vec<_> = left.into_iter().filter(|table| device.is_empty(*table)).collect();
+        let mut tables = Vec::new();
+        for table in empty {
+            let address = directory + 8 * u64::from(table);
+            let entry = PasidDirectoryEntry::from_bits(self.memory.load(address));
+            if entry.p() {
+                self.store_entry(address, &[0]);
+                tables.push(entry.smptblptr());
+            }
+        }
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let flushed = self.submit(&[cache::pasid_cache_global()]);
+        self.release_tables(tables, unit_has_forgotten(&flushed));
+        flushed
     }
 
     /// Attaches a device's requests without translation: PASID 0 for those without PASID.

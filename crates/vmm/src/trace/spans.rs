@@ -3,7 +3,7 @@
 //! Events as a trace viewer shows them: the Chrome trace event format, array form. A function is a process and a PASID
 //! a thread of it; bindings and page request groups are asynchronous spans, all else are instants.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -65,13 +65,20 @@ pub(super) struct Spans {
     /// Entries written, for the commas between them.
     written: u64,
     processes: HashMap<SourceId, ()>,
-    threads: HashMap<Place, (u64, String)>,
+    threads: HashMap<Place, u64>,
+    last_thread: u64,
+    /// When to look next which of them can be forgotten; [`MAX_THREADS`] at least.
+    threads_limit: usize,
     last_span: u64,
     bindings: HashMap<Place, (Span, Option<Pasid>)>,
     /// The guest's PASIDs of the host's.
     guests: HashMap<Place, Option<Pasid>>,
     requests: HashMap<(Place, u16), Span>,
 }
+
+/// Rows that are remembered, besides those in which something is open: PASIDs are the guest's to choose. One that was forgotten
+/// gets a new row of the same name.
+const MAX_THREADS: usize = 4096;
 
 const BINDING: &str = "binding";
 const REQUEST: &str = "page request";
@@ -233,23 +240,30 @@ impl Spans {
 
     /// The thread's number and name; names it and its process for the viewer the first time.
     fn thread(&mut self, place: Place, out: &mut Vec<u8>) -> (u64, String) {
-        if let Some(thread) = self.threads.get(&place) {
-            return thread.clone();
-        }
         let (function, pasid) = place;
+        let (label, order) = match pasid {
+            Some(pasid) => (format!("PASID {}", pasid.get()), i64::from(pasid.get())),
+            None => ("without PASID".to_owned(), -1),
+        };
+        if let Some(tid) = self.threads.get(&place) {
+            return (*tid, label);
+        }
+        if self.threads.len() >= self.threads_limit.max(MAX_THREADS) {
+            let Self { threads, bindings, requests, threads_limit, .. } = self;
+            let asking: HashSet<Place> = requests.keys().map(|(place, _)| *place).collect();
+            threads.retain(|place, _| bindings.contains_key(place) || asking.contains(place));
+            *threads_limit = 2 * threads.len();
+        }
         let pid = process(function);
         if self.processes.insert(function, ()).is_none() {
             let label = format!("function {function}");
             self.metadata("process_name", pid, None, MetadataValue::Name(&label), out);
         }
-        let tid = FIRST_THREAD + self.threads.len() as u64;
-        let (label, order) = match pasid {
-            Some(pasid) => (format!("PASID {}", pasid.get()), i64::from(pasid.get())),
-            None => ("without PASID".to_owned(), -1),
-        };
+        let tid = FIRST_THREAD + self.last_thread;
+        self.last_thread += 1;
         self.metadata("thread_name", pid, Some(tid), MetadataValue::Name(&label), out);
         self.metadata("thread_sort_index", pid, Some(tid), MetadataValue::SortIndex(order), out);
-        self.threads.insert(place, (tid, label.clone()));
+        self.threads.insert(place, tid);
         (tid, label)
     }
 
@@ -274,4 +288,40 @@ impl Spans {
 /// A function's number as a process: 0 is no process to some viewers.
 fn process(function: SourceId) -> u64 {
     u64::from(function.0) + 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_does_not_grow_with_the_pasids_that_were_seen() {
+        let mut spans = Spans::default();
+        let mut out = Vec::new();
+        for number in 0..5 * MAX_THREADS as u32 {
+            out.clear();
+            spans.thread((SourceId(8), Pasid::new(number)), &mut out);
+            assert!(!out.is_empty(), "a row of its own");
+            assert!(spans.threads.len() <= MAX_THREADS);
+        }
+        let (tid, name) = spans.thread((SourceId(8), Pasid::new(0)), &mut out);
+        assert_eq!(name, "PASID 0");
+        assert!(tid > 5 * MAX_THREADS as u64, "a new row, and no other's");
+    }
+
+    #[test]
+    fn rows_with_something_open_stay() {
+        let mut spans = Spans::default();
+        let bound = |number: u32| (SourceId(8), Pasid::new(number));
+        for number in 0..2 * MAX_THREADS as u32 {
+            spans.bindings.insert(bound(number), (Span(1), None));
+            spans.thread(bound(number), &mut Vec::new());
+        }
+        assert_eq!(spans.threads.len(), 2 * MAX_THREADS);
+        spans.bindings.clear();
+        for number in 0..3 * MAX_THREADS as u32 {
+            spans.thread((SourceId(9), Pasid::new(number)), &mut Vec::new());
+        }
+        assert!(spans.threads.len() <= 2 * MAX_THREADS);
+    }
 }

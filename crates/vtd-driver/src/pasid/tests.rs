@@ -253,6 +253,45 @@ fn a_nested_table_is_replaced_without_a_gap() {
 }
 
 #[test]
+fn tables_that_are_left_empty_are_given_back() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let before = fake.outstanding();
+    for number in 1..1000 {
+        let pasid = Pasid::truncated(number * 64 + 5);
+        iommu.set_up_first_stage(DEVICE, pasid, TABLE, None).unwrap();
+        // One stays, in a table that is never empty.
+        if number == 7 {
+            continue;
+        }
+        iommu.detach(DEVICE, pasid).unwrap();
+        assert!(fake.outstanding() <= before + EMPTY_TABLES + 2, "{number}: {}", fake.outstanding());
+    }
+    assert!(iommu.pasid_entry(DEVICE, Pasid::truncated(7 * 64 + 5)).unwrap().p());
+    // One that was given back is made again.
+    let again = Pasid::truncated(64 + 5);
+    iommu.set_up_first_stage(DEVICE, again, TABLE, None).unwrap();
+    assert!(iommu.pasid_entry(DEVICE, again).unwrap().p());
+    iommu.shutdown().unwrap();
+    assert_eq!(fake.outstanding(), 0);
+}
+
+#[test]
+fn tables_stay_out_of_use_where_the_unit_may_still_know_them() {
+    let fake = Fake::new();
+    let mut iommu = fake.driver();
+    let pasids = (1..=EMPTY_TABLES as u32 + 1).map(|number| Pasid::truncated(number * 64));
+    pasids.clone().for_each(|pasid| iommu.set_up_first_stage(DEVICE, pasid, TABLE, None).unwrap());
+    let full = fake.outstanding();
+    let mut pasids: Vec<_> = pasids.collect();
+    let last = pasids.pop().unwrap();
+    pasids.into_iter().for_each(|pasid| iommu.detach(DEVICE, pasid).unwrap());
+    fake.mishap(Mishap::Hang);
+    assert!(iommu.detach(DEVICE, last).is_err());
+    assert_eq!(fake.outstanding(), full, "nothing is freed");
+}
+
+#[test]
 fn tables_run_out_without_harm() {
     let fake = Fake::new();
     let mut iommu = fake.driver();

@@ -2,7 +2,7 @@
 
 //! A device: its PASID directory, and what its PASIDs are attached to.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 
 use vtd_spec::{AddressRange, Descriptor, Pasid};
 
@@ -29,12 +29,20 @@ pub(crate) struct Device {
     pub(crate) directory: u64,
     pub(crate) directory_pages: usize,
     pub(crate) attachments: BTreeMap<Pasid, Attachment>,
+    /// Entries of the directory whose tables have been left empty.
+    pub(crate) left_empty: BTreeSet<u32>,
 }
 
 impl Device {
     /// The first PASID it does not have. A device without PASIDs still has entry 0, for its requests without.
     pub(crate) fn pasid_limit(&self) -> u32 {
         1 << self.config.pasid_bits
+    }
+
+    /// Whether a table of the directory, by its entry, has nothing attached.
+    pub(crate) fn is_empty(&self, table: u32) -> bool {
+        let pasid = |number| Pasid::truncated(table << 6 | number);
+        self.attachments.range(pasid(0)..=pasid(63)).next().is_none()
     }
 
     /// The invalidation of what the device may have translated by a PASID.
