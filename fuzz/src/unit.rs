@@ -11,8 +11,13 @@ use std::time::{Duration, Instant};
 
 use arbitrary::{Arbitrary, Unstructured};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vtd_spec::descriptors::{
+    ContextCache, ContextGranularity, DeviceTlb, FunctionMask, InterruptEntryCache, InterruptGranularity,
+    Iotlb, IotlbGranularity, PageGroupResponse as PageGroupResponseDescriptor, PasidCache,
+    PasidCacheGranularity, PasidDeviceTlb, PasidIotlb, PasidIotlbGranularity, Wait,
+};
 use vtd_spec::registers::offset;
-use vtd_spec::{Pasid, SourceId};
+use vtd_spec::{AddressRange, Descriptor, DomainId, InterruptRemapEntry, Pasid, ResponseCode, SourceId};
 use vtd_unit::{
     Access, DeviceTlbInvalidation, DmaError, Endpoint, EndpointSink, Message, Notify, PageGroupResponse,
     PageRequest, Requester, Unit, UnitConfig,
@@ -264,6 +269,30 @@ enum Action {
     Descriptor {
         qwords: [u64; 4],
     },
+    /// A descriptor without a mistake, of what the tables know, and a doorbell.
+    Invalidate {
+        what: u8,
+        pasid: u8,
+        domain: u8,
+        function: u8,
+        at: Target,
+        order: u8,
+        flags: u8,
+    },
+    /// As a kernel does: the descriptor that was refused is replaced, and all faults are cleared.
+    Recover,
+    /// An interrupt remapping table entry that delivers, for a function or for all.
+    InterruptEntry {
+        index: u8,
+        vector: u8,
+        function: Option<u8>,
+    },
+    /// A message in remappable format.
+    Remappable {
+        function: u8,
+        index: u8,
+        subhandle: Option<u8>,
+    },
     Access {
         by: Asker,
         at: Target,
@@ -480,6 +509,40 @@ impl Machine {
                 }
             }
             Action::Descriptor { qwords } => self.queue(*qwords),
+            Action::Invalidate { what, pasid, domain, function, at, order, flags } => {
+                self.queue(descriptor(*what, *pasid, *domain, *function, at, *order, *flags).encode());
+                let tail = self.tail;
+                self.write(offset::IQT, &tail.to_le_bytes());
+            }
+            Action::Recover => {
+                let head = self.read64(offset::IQH);
+                let wait = Descriptor::Wait(Wait { fn_: true, ..Wait::default() }).encode();
+                for (index, qword) in wait.into_iter().enumerate() {
+                    self.store(QUEUE + head + 8 * index as u64, qword);
+                }
+                self.write(offset::FSTS, &0xf3u32.to_le_bytes());
+                for record in 0..u64::from(self.unit.capabilities().cap.fault_records()) {
+                    let at = self.unit.capabilities().cap.fault_record_offset() + record * 16 + 12;
+                    self.write(at, &(1u32 << 31).to_le_bytes());
+                }
+            }
+            Action::InterruptEntry { index, vector, function } => {
+                let entry =
+                    InterruptRemapEntry::new().with_p(true).with_vector(*vector).with_destination(1, true);
+                let [low, high] = entry.to_qwords();
+                // SVT 01: the source-id is compared as a whole.
+                let source = function.map_or(0, |f| 1 << 18 | u64::from(FUNCTIONS[usize::from(f) % 3].0));
+                let at = REMAPPING + u64::from(*index) * 16;
+                self.store(at, low);
+                self.store(at + 8, high & !0xf_ffff | source);
+            }
+            Action::Remappable { function, index, subhandle } => {
+                self.events += 1;
+                let shv = if subhandle.is_some() { 1 << 3 } else { 0 };
+                let address = 0xfee0_0010 | u64::from(*index) << 5 | shv;
+                let data = subhandle.map_or(0, u32::from);
+                self.endpoint(*function).message(Message { address, data });
+            }
             Action::Access { by, at, bytes, access } => {
                 let (address, bytes) = (at.address(), usize::from(*bytes) % 0x3000);
                 let (endpoint, requester) = (self.endpoint(by.function), by.requester());
@@ -606,6 +669,89 @@ impl Machine {
         assert!(count(&self.counts.invalidations) <= self.fetched);
         assert!(count(&self.counts.responses) <= self.fetched + self.requests);
         assert!(count(&self.counts.messages) <= self.fetched + self.events);
+    }
+}
+
+/// A descriptor of what there is: PASIDs 0 to 3, domains 1 to 4, the functions.
+fn descriptor(
+    what: u8,
+    pasid: u8,
+    domain: u8,
+    function: u8,
+    at: &Target,
+    order: u8,
+    flags: u8,
+) -> Descriptor {
+    let pasid = Pasid::truncated(u32::from(pasid & 3));
+    let did = DomainId(1 + u16::from(domain & 3));
+    let sid = FUNCTIONS[usize::from(function) % FUNCTIONS.len()];
+    let range = AddressRange::new(at.address(), if order & 0xf0 == 0xf0 { order & 0x3f } else { order % 12 });
+    let (am, addr, ih) = (range.order().min(18), range.base(), flags & 1 == 1);
+    let addr = addr & !((1 << (12 + u32::from(am))) - 1);
+    match what % 12 {
+        0 => Descriptor::ContextCache(ContextCache {
+            granularity: [ContextGranularity::Global, ContextGranularity::Domain, ContextGranularity::Device]
+                [usize::from(flags % 3)],
+            did,
+            sid,
+            fm: FunctionMask::None,
+        }),
+        1 | 2 => Descriptor::Iotlb(Iotlb {
+            granularity: [IotlbGranularity::Global, IotlbGranularity::Domain, IotlbGranularity::Page]
+                [usize::from(flags / 2 % 3)],
+            dw: true,
+            dr: true,
+            did,
+            am,
+            ih,
+            addr,
+        }),
+        3 | 4 => Descriptor::PasidIotlb(PasidIotlb {
+            granularity: [PasidIotlbGranularity::Pasid, PasidIotlbGranularity::Page]
+                [usize::from(flags / 2 % 2)],
+            did,
+            pasid,
+            am,
+            ih,
+            addr,
+        }),
+        5 => Descriptor::PasidCache(PasidCache {
+            granularity: [
+                PasidCacheGranularity::Global,
+                PasidCacheGranularity::Domain,
+                PasidCacheGranularity::Pasid,
+            ][usize::from(flags % 3)],
+            did,
+            pasid,
+        }),
+        6 => Descriptor::DeviceTlb(DeviceTlb { sid, pfsid: SourceId(0), mip: flags & 0x1f, range }),
+        7 | 8 => Descriptor::PasidDeviceTlb(PasidDeviceTlb {
+            sid,
+            pfsid: SourceId(0),
+            mip: 0,
+            pasid,
+            gi: flags & 1 == 1,
+            range,
+        }),
+        9 => Descriptor::InterruptEntryCache(InterruptEntryCache {
+            granularity: [InterruptGranularity::Global, InterruptGranularity::Index][usize::from(flags & 1)],
+            im: 0,
+            iidx: u16::from(order),
+        }),
+        10 => Descriptor::PageGroupResponse(PageGroupResponseDescriptor {
+            pasid: (flags & 1 == 1).then_some(pasid),
+            rid: sid,
+            rc: ResponseCode::Success,
+            prgi: u16::from(order),
+        }),
+        _ => Descriptor::Wait(Wait {
+            interrupt: flags & 1 == 1,
+            sw: flags & 2 == 2,
+            fn_: flags & 4 == 4,
+            pd: flags & 8 == 8,
+            status_data: u32::from(order),
+            status_address: DATA + u64::from(flags) * 4,
+        }),
     }
 }
 

@@ -139,7 +139,7 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Bus for Wiring<M> {
 /// BAR 0 has the registers, BAR 2 the portals: work queue n takes descriptors at `n * 0x4000` and
 /// `n * 0x4000 + 0x1000`, as 64-byte writes or as smaller aligned stores that fill a 64-byte slot.
 ///
-/// Descriptors are executed on threads of the device's own, which exist while the guest has the device enabled.
+/// Descriptors are executed on threads that are made with the device and end with it.
 /// Accesses by the guest's processors do not wait for them, except for a function level reset and for a change of
 /// configuration space that stops the device, and then no longer than one piece of work takes.
 pub struct Dsa<M: GuestMemoryBackend + Send + Sync + 'static> {
