@@ -26,8 +26,8 @@ const CONFIG: &str = include_str!("series_kernel.config");
 /// The source and what is built of it, with the packages.
 const NEED: u64 = 3 << 30;
 
-/// Stable kernels since the end of 2025 refuse SVA on x86, because a device's cache may go on using tables of the kernel's
-/// own addresses that it has freed. No device here is told of those.
+/// Stable kernels since the end of 2025 refuse SVA on x86 (CVE-2025-71089), because a device's cache may go on using tables of
+/// the kernel's own addresses that it has freed. No device here is told of those.
 const REFUSAL_FILE: &str = "drivers/iommu/iommu.c";
 const REFUSAL: &str = "\tif (IS_ENABLED(CONFIG_X86))\n\t\treturn ERR_PTR(-EOPNOTSUPP);\n";
 
