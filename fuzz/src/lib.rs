@@ -4,6 +4,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod concurrent;
 pub mod dsa;
 pub mod joint;
 /// Books of a host, as the tests of the joint keep them.

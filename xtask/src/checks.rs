@@ -61,7 +61,8 @@ pub fn cargo_test() -> Result<()> {
 }
 
 /// The fuzz targets, and how many inputs each gets: some seconds' worth.
-const FUZZ_TARGETS: [(&str, u32); 3] = [("unit", 20_000), ("joint", 4000), ("dsa", 5000)];
+const FUZZ_TARGETS: [(&str, u32); 4] =
+    [("unit", 20_000), ("joint", 4000), ("dsa", 5000), ("concurrent", 300)];
 
 /// A bounded run of each fuzz target, with cargo-fuzz installed where it is missing.
 pub fn fuzz() -> Result<()> {
