@@ -2,9 +2,12 @@
 
 //! What needs no guest: formatting, lints, documentation, and the tests of the crates.
 
-use anyhow::Result;
+use std::fs;
+
+use anyhow::{Context, Result};
 
 use crate::binaries::cargo;
+use crate::cache::workspace;
 use crate::floors;
 use crate::process;
 use crate::say;
@@ -61,24 +64,39 @@ pub fn cargo_test() -> Result<()> {
 }
 
 /// The fuzz targets, and how many inputs each gets: some seconds' worth.
-const FUZZ_TARGETS: [(&str, u32); 4] =
+pub const FUZZ_TARGETS: [(&str, u32); 4] =
     [("unit", 20_000), ("joint", 4000), ("dsa", 5000), ("concurrent", 300)];
+
+/// What fuzzing takes.
+pub const FUZZ_REMEDY: &str =
+    "install cargo-fuzz (cargo install cargo-fuzz --locked) and a C++ compiler (g++)";
+
+/// Installs cargo-fuzz where it is missing.
+pub fn install_cargo_fuzz() -> Result<()> {
+    let installed = process::output(cargo().args(["fuzz", "--version"]), FUZZ_REMEDY);
+    if installed.is_ok_and(|output| output.status.success()) {
+        return Ok(());
+    }
+    say::line("installing cargo-fuzz");
+    process::run(cargo().args(["install", "cargo-fuzz", "--locked"]), FUZZ_REMEDY)
+}
 
 /// A bounded run of each fuzz target, with cargo-fuzz installed where it is missing.
 pub fn fuzz() -> Result<()> {
-    const REMEDY: &str = "install cargo-fuzz (cargo install cargo-fuzz --locked) and a C++ compiler (g++)";
-    let installed = process::output(cargo().args(["fuzz", "--version"]), REMEDY);
-    if !installed.is_ok_and(|output| output.status.success()) {
-        say::line("installing cargo-fuzz");
-        process::run(cargo().args(["install", "cargo-fuzz", "--locked"]), REMEDY)?;
-    }
+    install_cargo_fuzz()?;
     for (target, runs) in FUZZ_TARGETS {
         say::line(&format!("fuzzing: {target}"));
         let mut command = cargo();
         // libFuzzer's instrumentation is a flag that only nightly compilers take without being told.
-        command.env("RUSTC_BOOTSTRAP", "1").args(["fuzz", "run", target, "--sanitizer", "none", "--"]);
-        command.args([&format!("-runs={runs}"), "-max_len=4096", "-len_control=0"]);
-        process::run(&mut command, REMEDY)?;
+        command.env("RUSTC_BOOTSTRAP", "1").args(["fuzz", "run", target, "--sanitizer", "none"]);
+        // What is found goes to the first directory, the second is only read.
+        for kind in ["corpus", "seeds"] {
+            let directory = workspace().join("fuzz").join(kind).join(target);
+            fs::create_dir_all(&directory).with_context(|| directory.display().to_string())?;
+            command.arg(directory);
+        }
+        command.args(["--", &format!("-runs={runs}"), "-max_len=4096", "-len_control=0"]);
+        process::run(&mut command, FUZZ_REMEDY)?;
     }
     Ok(())
 }

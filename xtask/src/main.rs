@@ -7,6 +7,7 @@ mod binaries;
 mod cache;
 mod checks;
 mod console;
+mod coverage;
 mod cpio;
 mod demo;
 mod download;
@@ -90,6 +91,8 @@ enum Task {
     },
     /// Formatting, clippy and documentation, all without a warning
     Check,
+    /// How much of what a guest reaches the fuzz targets' inputs reach, by file
+    Coverage,
     /// Download and unpack all that the demo needs, and with --matrix all that the tests need
     Fetch {
         #[command(flatten)]
@@ -243,6 +246,7 @@ fn run(task: Task) -> Result<()> {
     let mut report = Report::default();
     match task {
         Task::Check => checks::check(),
+        Task::Coverage => coverage::coverage(),
         Task::Demo { lab: options, only, emulated, trace } => {
             if let Some(path) = &trace {
                 report::check_writable(path)?;
