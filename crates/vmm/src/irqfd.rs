@@ -188,6 +188,10 @@ impl Observer for IrqfdRouter {
         }
     }
 
+    fn mirrors_tables(&self) -> bool {
+        false
+    }
+
     fn is_behind(&self) -> bool {
         self.stale.load(Ordering::Acquire)
     }

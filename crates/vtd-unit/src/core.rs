@@ -74,7 +74,7 @@ impl<M> Core<M> {
 
     /// Whether somebody does.
     pub(crate) fn is_observed(&self) -> bool {
-        self.observers().iter().any(|observer| observer.strong_count() > 0)
+        self.observers().iter().filter_map(Weak::upgrade).any(|observer| observer.mirrors_tables())
     }
 
     /// Tells each of them.

@@ -10,6 +10,12 @@ pub trait Observer: Send + Sync {
     /// what takes long is for [`complete`](Self::complete).
     fn invalidated(&self, descriptor: &Descriptor);
 
+    /// Whether it follows translations. Where nobody does, a processor that rings carries out what would have those who do look
+    /// at any number of PASIDs.
+    fn mirrors_tables(&self) -> bool {
+        true
+    }
+
     /// Whether [`complete`](Self::complete) would have to look at any number of PASIDs: then wait descriptors that are in the
     /// queue together complete together, behind one look.
     fn is_behind(&self) -> bool {

@@ -224,3 +224,30 @@ fn waits_complete_before_an_error_behind_them_shows() {
         patience::eventually("all waits", || lazy.waits.load(std::sync::atomic::Ordering::SeqCst) == waits);
     }
 }
+
+/// Where nobody mirrors tables, an observer is no reason to hand an invalidation of a domain to the worker.
+#[test]
+fn an_observer_that_does_not_mirror_tables_does_not_put_invalidations_off() {
+    #[derive(Default)]
+    struct Thread(Mutex<Option<std::thread::ThreadId>>);
+
+    impl Observer for Thread {
+        fn invalidated(&self, _: &Descriptor) {
+            *self.0.lock().unwrap() = Some(std::thread::current().id());
+        }
+
+        fn mirrors_tables(&self) -> bool {
+            false
+        }
+
+        fn complete(&self, _: bool) {}
+
+        fn remapping_changed(&self) {}
+    }
+
+    let guest = Guest::new();
+    let heard = Arc::new(Thread::default());
+    guest.unit.add_observer(&(Arc::clone(&heard) as Arc<dyn Observer>));
+    guest.submit(&common::descriptors::iotlb_domain(DomainId(1)));
+    assert_eq!(*heard.0.lock().unwrap(), Some(std::thread::current().id()));
+}
