@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vtd_spec::descriptors::{
     ContextCache, ContextGranularity, FunctionMask, Iotlb, IotlbGranularity, PasidCache,
@@ -17,6 +17,8 @@ use vtd_spec::descriptors::{
 use vtd_spec::registers::offset;
 use vtd_spec::{AddressRange, Descriptor, DomainId, Pasid, SourceId};
 use vtd_unit::{Endpoint, Message, Notify, PageRequest, Requester, Unit, UnitConfig};
+
+use crate::steps::steps;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -45,16 +47,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Input {
     small: bool,
     ats: [bool; 2],
-    #[arbitrary(with = steps)]
+    #[arbitrary(with = steps::<_, 200>)]
     steps: Vec<Step>,
-}
-
-fn steps(bytes: &mut Unstructured<'_>) -> arbitrary::Result<Vec<Step>> {
-    let mut steps = Vec::new();
-    while !bytes.is_empty() && steps.len() < 200 {
-        steps.push(bytes.arbitrary()?);
-    }
-    Ok(steps)
 }
 
 #[derive(Arbitrary, Debug)]

@@ -6,11 +6,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use dsa::Dsa;
 use pci::PciFunction;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vtd_unit::{Message, Notify, SourceId, Unit, UnitConfig};
+
+use crate::steps::steps;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -34,16 +36,8 @@ const ENABLE_QUEUE: u32 = 6;
 pub struct Input {
     /// Start with queues that take descriptors.
     prepared: bool,
-    #[arbitrary(with = actions)]
+    #[arbitrary(with = steps::<_, 128>)]
     actions: Vec<Action>,
-}
-
-fn actions(bytes: &mut Unstructured<'_>) -> arbitrary::Result<Vec<Action>> {
-    let mut actions = Vec::new();
-    while !bytes.is_empty() && actions.len() < 128 {
-        actions.push(bytes.arbitrary()?);
-    }
-    Ok(actions)
 }
 
 /// Where a descriptor points.

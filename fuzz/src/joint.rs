@@ -10,7 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::tempfile::TempFile;
 use vsva::{
@@ -25,6 +25,8 @@ use vtd_unit::{
 };
 
 use super::ledger::Ledger;
+
+use crate::steps::steps;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -66,17 +68,8 @@ pub struct Input {
     identical_pasids: bool,
     /// Start from valid tables and a queue, so that little damage goes deep.
     prepared: bool,
-    #[arbitrary(with = actions)]
+    #[arbitrary(with = steps::<_, 128>)]
     actions: Vec<Action>,
-}
-
-/// As many actions as there are bytes for, up to a bound.
-fn actions(bytes: &mut Unstructured<'_>) -> arbitrary::Result<Vec<Action>> {
-    let mut actions = Vec::new();
-    while !bytes.is_empty() && actions.len() < 128 {
-        actions.push(bytes.arbitrary()?);
-    }
-    Ok(actions)
 }
 
 /// A quadword of memory that means something.

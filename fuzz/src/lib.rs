@@ -11,4 +11,5 @@ pub mod joint;
 #[path = "../../crates/vsva/tests/rig/ledger.rs"]
 #[allow(missing_docs, reason = "documented where it is a fixture")]
 mod ledger;
+mod steps;
 pub mod unit;

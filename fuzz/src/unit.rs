@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arbitrary::{Arbitrary, Unstructured};
+use arbitrary::Arbitrary;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vtd_spec::descriptors::{
     ContextCache, ContextGranularity, DeviceTlb, FunctionMask, InterruptEntryCache, InterruptGranularity,
@@ -22,6 +22,8 @@ use vtd_unit::{
     Access, DeviceTlbInvalidation, DmaError, Endpoint, EndpointSink, Message, Notify, PageGroupResponse,
     PageRequest, Requester, Unit, UnitConfig,
 };
+
+use crate::steps::steps;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -71,17 +73,8 @@ pub struct Input {
     pgtt: u8,
     /// Prepare for legacy mode, with a queue or for register-based invalidation.
     legacy: Option<bool>,
-    #[arbitrary(with = actions)]
+    #[arbitrary(with = steps::<_, 256>)]
     actions: Vec<Action>,
-}
-
-/// As many actions as there are bytes for: the derived way would end after a few.
-fn actions(bytes: &mut Unstructured<'_>) -> arbitrary::Result<Vec<Action>> {
-    let mut actions = Vec::new();
-    while !bytes.is_empty() && actions.len() < 256 {
-        actions.push(bytes.arbitrary()?);
-    }
-    Ok(actions)
 }
 
 /// A register, mostly one that exists.

@@ -9,6 +9,9 @@ mod joint;
 #[path = "rig/ledger.rs"]
 mod ledger;
 
+#[path = "../../../fuzz/src/steps.rs"]
+mod steps;
+
 use arbitrary::{Arbitrary, Unstructured};
 use joint::{Input, run};
 use proptest::prelude::*;

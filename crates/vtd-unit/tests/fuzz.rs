@@ -7,6 +7,9 @@
 #[allow(missing_docs, reason = "documented where it is a library")]
 mod unit;
 
+#[path = "../../../fuzz/src/steps.rs"]
+mod steps;
+
 use arbitrary::{Arbitrary, Unstructured};
 use proptest::prelude::*;
 use unit::{Input, run};

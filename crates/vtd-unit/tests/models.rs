@@ -113,41 +113,60 @@ fn what_was_written_before_an_entry_is_seen_with_it() {
     });
 }
 
+const OLD: u64 = 1;
+const NEW: u64 = 2;
+
 /// As the unit remaps messages: what becomes of one is read under a lock that is held shared, and it is delivered with no lock
-/// held. Who changes the table waits for what was read before, and then nobody delivers that any more.
+/// held.
+#[derive(Clone, Default)]
+struct Messages {
+    in_flight: Arc<InFlight>,
+    table: Arc<RwLock<u64>>,
+    /// What was delivered by the old table. No atomic: an access that is not ordered before or after the other is an error of
+    /// the model.
+    delivered: Arc<UnsafeCell<u64>>,
+}
+
+impl Messages {
+    fn new() -> Self {
+        Self { table: Arc::new(RwLock::new(OLD)), ..Self::default() }
+    }
+
+    fn send(&self) -> thread::JoinHandle<()> {
+        let Self { in_flight, table, delivered } = self.clone();
+        thread::spawn(move || {
+            let (read, entered) = {
+                let table = table.read().unwrap();
+                (*table, in_flight.enter())
+            };
+            if read == OLD {
+                // SAFETY: loom checks that nobody else accesses it at the same time.
+                delivered.with_mut(|delivered| unsafe { *delivered = OLD });
+            }
+            drop(entered);
+        })
+    }
+
+    /// For someone behind whom nobody delivers by the old table.
+    fn check(&self) {
+        // SAFETY: as above.
+        self.delivered.with(|delivered| unsafe { assert!([0, OLD].contains(&*delivered)) });
+    }
+}
+
+/// Who changes the table waits for what was read before, and then nobody delivers that any more.
 #[test]
 fn a_drain_ends_when_what_was_read_before_has_been_delivered() {
-    const OLD: u64 = 1;
-    const NEW: u64 = 2;
-
     loom::model(|| {
-        let in_flight = Arc::new(InFlight::default());
-        let table = Arc::new(RwLock::new(OLD));
-        // No atomic: an access that is not ordered before or after the other is an error of the model.
-        let delivered = Arc::new(UnsafeCell::new(0));
-        let sender = {
-            let (in_flight, table, delivered) =
-                (Arc::clone(&in_flight), Arc::clone(&table), Arc::clone(&delivered));
-            thread::spawn(move || {
-                let (read, entered) = {
-                    let table = table.read().unwrap();
-                    (*table, in_flight.enter())
-                };
-                if read == OLD {
-                    // SAFETY: loom checks that nobody else accesses it at the same time.
-                    delivered.with_mut(|delivered| unsafe { *delivered = OLD });
-                }
-                drop(entered);
-            })
-        };
+        let messages = Messages::new();
+        let sender = messages.send();
         let before = {
-            let mut table = table.write().unwrap();
+            let mut table = messages.table.write().unwrap();
             *table = NEW;
-            in_flight.turn()
+            messages.in_flight.turn()
         };
-        in_flight.wait(&before);
-        // SAFETY: as above.
-        delivered.with(|delivered| unsafe { assert!([0, OLD].contains(&*delivered)) });
+        messages.in_flight.wait(&before);
+        messages.check();
         sender.join().unwrap();
     });
 }
@@ -156,30 +175,13 @@ fn a_drain_ends_when_what_was_read_before_has_been_delivered() {
 #[test]
 fn nothing_in_flight_means_that_all_has_been_delivered() {
     loom::model(|| {
-        let in_flight = Arc::new(InFlight::default());
-        let table = Arc::new(RwLock::new(1));
-        let delivered = Arc::new(UnsafeCell::new(0));
-        let sender = {
-            let (in_flight, table, delivered) =
-                (Arc::clone(&in_flight), Arc::clone(&table), Arc::clone(&delivered));
-            thread::spawn(move || {
-                let (read, entered) = {
-                    let table = table.read().unwrap();
-                    (*table, in_flight.enter())
-                };
-                if read == 1 {
-                    // SAFETY: loom checks that nobody else accesses it at the same time.
-                    delivered.with_mut(|delivered| unsafe { *delivered = 1 });
-                }
-                drop(entered);
-            })
-        };
+        let messages = Messages::new();
+        let sender = messages.send();
         {
-            let mut table = table.write().unwrap();
-            *table = 2;
-            if in_flight.is_empty() {
-                // SAFETY: as above.
-                delivered.with(|delivered| unsafe { assert!(*delivered <= 1) });
+            let mut table = messages.table.write().unwrap();
+            *table = NEW;
+            if messages.in_flight.is_empty() {
+                messages.check();
             }
         }
         sender.join().unwrap();
