@@ -204,7 +204,7 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             // The unit may have seen it, and has not said that it has forgotten.
             Err(error) if error.is_queues() => Err(error),
             Err(error) => {
-                self.free_nested_domain_id(domain, Some(id));
+                self.free_nested_domain_id(domain, id);
                 Err(error)
             }
         }
@@ -217,9 +217,9 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
     }
 
     /// Gives back what [`Self::nested_domain_id`] gave.
-    pub(crate) fn free_nested_domain_id(&mut self, domain: DomainHandle, id: Option<DomainId>) {
+    fn free_nested_domain_id(&mut self, domain: DomainHandle, id: DomainId) {
         let own = self.domains.get(&domain).map(|domain| domain.id);
-        if let Some(id) = id.filter(|id| Some(*id) != own) {
+        if Some(id) != own {
             self.domain_ids.free(id);
         }
     }

@@ -106,8 +106,8 @@ impl<R: Registers, M: Memory> Iommu<R, M> {
             descriptors.extend([cache::pasid_cache_pasid(did, pasid), cache::iotlb_domain(did)]);
         }
         let replaced = self.submit_replaced(source_id, pasid, &descriptors);
-        if unit_has_forgotten(&replaced) {
-            self.free_nested_domain_id(domain, gone);
+        if let Some(id) = gone.filter(|_| unit_has_forgotten(&replaced)) {
+            self.domain_ids.free(id);
         }
         replaced
     }
