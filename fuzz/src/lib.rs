@@ -11,5 +11,7 @@ pub mod joint;
 #[path = "../../crates/vsva/tests/rig/ledger.rs"]
 #[allow(missing_docs, reason = "documented where it is a fixture")]
 mod ledger;
+pub mod pci;
 mod steps;
 pub mod unit;
+pub mod virtio;

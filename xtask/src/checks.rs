@@ -64,8 +64,14 @@ pub fn cargo_test() -> Result<()> {
 }
 
 /// The fuzz targets, and how many inputs each gets: some seconds' worth.
-pub const FUZZ_TARGETS: [(&str, u32); 4] =
-    [("unit", 20_000), ("joint", 4000), ("dsa", 5000), ("concurrent", 300)];
+pub const FUZZ_TARGETS: [(&str, u32); 6] = [
+    ("unit", 20_000),
+    ("joint", 4000),
+    ("dsa", 5000),
+    ("pci", 20_000),
+    ("virtio", 3000),
+    ("concurrent", 300),
+];
 
 /// What fuzzing takes.
 pub const FUZZ_REMEDY: &str =

@@ -179,7 +179,7 @@ impl RootComplex {
     fn data_port(&self, port: u16, length: usize) -> Option<u64> {
         let byte = usize::from(port.checked_sub(CONFIG_DATA_PORT)?);
         let address = self.address.load(Ordering::Relaxed);
-        if byte + length > 4 || address & ADDRESS_ENABLE == 0 {
+        if length == 0 || byte + length > 4 || address & ADDRESS_ENABLE == 0 {
             return None;
         }
         // Bus, device and function lie in bits 23:8, the register in bits 7:2.

@@ -142,3 +142,17 @@ proptest! {
         prop_assert_eq!(image(&whole), image(&bytewise));
     }
 }
+
+/// Found by the fuzz target `pci`.
+#[test]
+fn an_access_of_no_bytes_reaches_no_function() {
+    let guest = Guest::new();
+    // Enabled, device 1; the function checks what it gets.
+    guest.root.io_write(0xcf8, &(1_u32 << 31 | 1 << 11).to_le_bytes());
+    for port in 0xcf8..0xd00 {
+        guest.root.io_write(port, &[]);
+        guest.root.io_read(port, &mut []);
+    }
+    guest.root.ecam_write(0x8000, &[]);
+    assert!(!guest.root.mmio_write(0, &[]));
+}

@@ -77,12 +77,19 @@ impl TestFunction {
     }
 }
 
+/// What a function is promised of each access of its configuration space.
+fn within_a_dword(offset: u16, length: usize) {
+    assert!((1..=4 - usize::from(offset % 4)).contains(&length) && offset < 4096, "{offset:#x} {length}");
+}
+
 impl PciFunction for TestFunction {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
+        within_a_dword(offset, data.len());
         self.config().read(offset, data);
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
+        within_a_dword(offset, data.len());
         let changes = self.config().write(offset, data);
         if changes.function_level_reset {
             self.msix.reset();
