@@ -148,7 +148,10 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Ear<M> {
     /// Has the functions follow the guest's tables as far as that was noted.
     fn catch_up(&self) {
         let functions: Vec<_> = self.functions().into_iter().filter(|function| function.is_stale()).collect();
-        functions.iter().for_each(|function| function.catch_up());
+        let Some(first) = functions.first() else { return };
+        // One for all: what ends the reading of one function's tables ends that of the others.
+        let generation = first.queue_generation();
+        functions.iter().for_each(|function| function.catch_up(generation));
         functions.iter().for_each(|function| function.settle());
     }
 }

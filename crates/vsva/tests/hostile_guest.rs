@@ -7,14 +7,15 @@
 mod rig;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use patience::{Raise, eventually};
 use rig::common::descriptors as d;
-use rig::common::{Guest, PASID_DIRECTORY, SOURCE_ID, entry, pasid};
+use rig::common::{Guest, PASID_DIRECTORY, SOURCE_ID, WAIT_STATUS, entry, pasid};
 use rig::{Device, Rig};
 use vm_memory::{Bytes, GuestAddress};
-use vsva::{Attachment, SoftHostConfig};
+use vsva::{Attachment, Event, SoftHostConfig, Tracer};
 use vtd_spec::descriptors::{IotlbGranularity, PasidCacheGranularity};
 use vtd_spec::{
     AddressRange, Descriptor, DomainId, FaultReason, FaultRequestType, Pasid, PasidDirectoryEntry,
@@ -167,6 +168,51 @@ fn aliased_leaf_tables_cost_no_more_than_the_quota_and_hold_up_nobody_else() {
     rig.guest.submit(&global());
     assert_eq!(rig.host.allocated_pasids(), 1);
     bystander.goes_on(&rig, 0x77);
+}
+
+/// Counts what is bound, and holds the tenth binding up until it is told to go on.
+#[derive(Default)]
+struct Gate {
+    bound: AtomicU64,
+    open: AtomicBool,
+}
+
+impl Tracer for Gate {
+    fn event(&self, _: SourceId, event: &Event) {
+        if matches!(event, Event::Bind { guest: Some(_), .. })
+            && self.bound.fetch_add(1, Ordering::SeqCst) == 9
+        {
+            eventually("the gate", || self.open.load(Ordering::SeqCst));
+        }
+    }
+}
+
+#[test]
+fn disabling_the_queue_ends_the_reading_of_tables_within_one_of_them_for_all_functions() {
+    let gate = Arc::new(Gate::default());
+    let host = SoftHostConfig { pasid_quota: 4000, ..SoftHostConfig::default() };
+    let tracer = Some(Arc::clone(&gate) as Arc<dyn Tracer>);
+    let rig = Rig::joined(&UnitConfig::default(), &host, tracer, |host| host);
+    // Each of them would read the same tables.
+    let others = [1, 2, 3].map(|function| rig.plug(SourceId::new(2, 4, function)));
+    for number in 0..640 {
+        rig.guest.write_pasid_entry(pasid(64 + number), Guest::first_stage(DomainId(1), 0x100_0000));
+    }
+    for descriptor in [global(), d::wait(WAIT_STATUS, 1)] {
+        rig.guest.queue(&descriptor);
+    }
+    rig.guest.ring();
+    eventually("the tenth", || gate.bound.load(Ordering::SeqCst) == 10);
+    let enabled = rig.guest.read32(vtd_spec::offset::GSTS) & 0x96ff_ffff;
+    rig.guest.write32(vtd_spec::offset::GCMD, enabled & !(1 << 26));
+    gate.open.store(true, Ordering::SeqCst);
+    eventually("disabled", || rig.guest.read32(vtd_spec::offset::GSTS) & 1 << 26 == 0);
+    assert_eq!(gate.bound.load(Ordering::SeqCst), 64);
+    // Nothing is forgotten, either.
+    rig.guest.restart_queue();
+    rig.guest.submit(&global());
+    let bound = [&rig.assigned].into_iter().chain(others.iter().map(|device| &device.assigned));
+    assert_eq!(bound.map(|assigned| assigned.bound_count()).collect::<Vec<_>>(), [640; 4]);
 }
 
 /// One DMA by a PASID that the host has nothing for, and the reason that the guest reads of it.

@@ -20,23 +20,28 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
     pub(crate) fn sync(&self, scope: Scope) {
         self.note_stale(scope);
         while self.is_stale() {
-            self.catch_up();
+            self.catch_up(self.queue_generation());
         }
         self.settle();
     }
 
+    /// The unit's count of enablings and disablings of its queue.
+    pub(crate) fn queue_generation(&self) -> u64 {
+        self.unit.queue_generation()
+    }
+
     /// Reads what is to be read, but for bindings that find no PASID left: those are for [`Self::settle`], once all functions
-    /// have given back what they no longer use. Where the queue is disabled or enabled meanwhile, or the unit reset, it is
-    /// still to be read afterwards.
-    pub(crate) fn catch_up(&self) {
+    /// have given back what they no longer use. Where the queue was disabled or enabled since it had this `generation`, or the
+    /// unit reset, it is still to be read afterwards.
+    pub(crate) fn catch_up(&self, generation: u64) {
         let Some(scope) = self.stale().take() else { return };
-        if !self.sync_entries(scope) {
+        if !self.sync_entries(scope, generation) {
             self.note_stale(scope);
         }
     }
 
     /// Whether all entries in scope were read.
-    fn sync_entries(&self, scope: Scope) -> bool {
+    fn sync_entries(&self, scope: Scope, generation: u64) -> bool {
         let mut changes = self.changes();
         if changes.closed {
             return true;
@@ -50,7 +55,6 @@ impl<M: GuestMemoryBackend + Send + Sync + 'static> Assigned<M> {
         self.sync_without_pasid(&mut changes, |_, before, now| scope.holds(before, now));
         // Bound PASIDs from here on have not been looked at.
         let mut next = 0;
-        let generation = self.unit.queue_generation();
         let interrupted =
             || self.closing.load(Ordering::Relaxed) || self.unit.queue_generation() != generation;
         let all = self.unit.bindings(self.source_id, Pasid::ZERO, &interrupted, &mut |pasid, binding| {
