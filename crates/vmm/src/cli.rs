@@ -36,8 +36,8 @@ shown with their defaults, with which a current Linux shares address spaces:
   dt prs pds sms       device-TLBs; page requests; drain of page requests; stop markers
   nwfs smpwc c pt      no-write flag; coherent page walks; coherent tables; pass-through
   srs* eafs* rps*      privileged requests; extended accessed flag; RID_PASID field
-  vcmd*                virtual command, by which guests from 5.7 to 6.3 allocate PASIDs: on, or early for those
-                       before 5.12
+  vcmd*                virtual command, by which guests from 5.7 to 6.3 allocate PASIDs: on, early for those
+                       before 5.15, early1 for those before 5.12
   ir* eim*             interrupt remapping; with 32-bit APIC ids
   esrtps psi           root pointer invalidates; page-selective invalidation
   mamv=18 haw=48       largest address mask; host address width

@@ -590,8 +590,8 @@ fn pasids_of_the_virtual_command_are_bound_under_their_own_number_and_unbound_wh
         let config = UnitConfig { vcmd: Some(encoding), ..UnitConfig::default() };
         let rig = rig_with(&config, Host::new(false));
         let (command, response, shift) = match encoding {
-            VirtualCommandEncoding::Early => (0xe10, 0xe20, 8),
             VirtualCommandEncoding::Final => (0xe00, 0xe10, 16),
+            _ => (0xe10, 0xe20, 8),
         };
         let execute = |value| {
             rig.guest.write64(command, value);

@@ -11,6 +11,9 @@ use vtd_spec::{Capabilities, Capability, ExtendedCapability};
 pub enum VirtualCommandEncoding {
     /// That of specification 3.0 to 3.2: Linux 5.7 to 5.14.
     Early,
+    /// As [`Self::Early`], but a command that finds no PASID ends with status 1, which is what Linux 5.7 to 5.11 takes for that;
+    /// there, it is also the status of a command that does not exist.
+    EarlyNoPasid1,
     /// That of specification 3.3 and later: Linux 5.15 to 6.3, and 5.10 with later fixes.
     Final,
 }
@@ -276,7 +279,8 @@ impl UnitConfig {
                             "off" => None,
                             "on" | "final" => Some(VirtualCommandEncoding::Final),
                             "early" => Some(VirtualCommandEncoding::Early),
-                            _ => return Err(invalid("off, on, early or final")),
+                            "early1" => Some(VirtualCommandEncoding::EarlyNoPasid1),
+                            _ => return Err(invalid("off, on, early, early1 or final")),
                         };
                     }
                     "pss" => self.pss = value.parse().map_err(|_| invalid(NUMBER))?,

@@ -16,7 +16,7 @@ use crate::pasid_allocator::PasidAllocator;
 impl VirtualCommandEncoding {
     fn decode(self, bits: u64) -> (u8, u64) {
         match self {
-            Self::Early => {
+            Self::Early | Self::EarlyNoPasid1 => {
                 let command = early::VirtualCommand::from_bits(bits);
                 (command.cmd(), command.op())
             }
@@ -29,7 +29,9 @@ impl VirtualCommandEncoding {
 
     fn response(self, status: u8, result: u64) -> u64 {
         match self {
-            Self::Early => early::VirtualCommandResponse::new().with_sc(status).with_rslt(result).into_bits(),
+            Self::Early | Self::EarlyNoPasid1 => {
+                early::VirtualCommandResponse::new().with_sc(status).with_rslt(result).into_bits()
+            }
             Self::Final => {
                 r#final::VirtualCommandResponse::new().with_sc(status).with_rslt(result).into_bits()
             }
@@ -39,6 +41,7 @@ impl VirtualCommandEncoding {
     const fn no_pasid(self) -> u8 {
         match self {
             Self::Early => early::STATUS_NO_PASID,
+            Self::EarlyNoPasid1 => early::STATUS_NO_PASID_LINUX_5_11,
             Self::Final => r#final::STATUS_NO_PASID,
         }
     }

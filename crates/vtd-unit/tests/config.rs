@@ -82,7 +82,7 @@ fn what_is_no_option_or_no_value_is_said_in_one_line() {
         ("warp=on", "unknown IOMMU option 'warp'; known are: cm, "),
         ("=on", "unknown IOMMU option ''"),
         ("cm=maybe", "IOMMU option 'cm' takes on or off, not 'maybe'"),
-        ("vcmd=5", "IOMMU option 'vcmd' takes off, on, early or final, not '5'"),
+        ("vcmd=5", "IOMMU option 'vcmd' takes off, on, early, early1 or final, not '5'"),
         ("pss=on", "IOMMU option 'pss' takes a number, not 'on'"),
     ] {
         let said = check(given).unwrap_err().to_string();

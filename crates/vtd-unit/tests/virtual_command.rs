@@ -44,6 +44,19 @@ fn response(guest: &Guest, at: u64) -> u64 {
 }
 
 #[test]
+fn the_early_encoding_can_say_that_there_is_no_pasid_as_linux_before_5_12_reads_it() {
+    let (guest, _pasids) = guest(VirtualCommandEncoding::EarlyNoPasid1);
+    let command = |value| {
+        guest.write64(0xe10, value);
+        response(&guest, 0xe20)
+    };
+    assert_eq!((command(1), command(1)), (100 << 8, 101 << 8));
+    assert_eq!(command(1), 1 << 1, "none left");
+    assert_eq!(command(2 | 102 << 8), 1 << 1, "not allocated");
+    assert_eq!(command(2 | 100 << 8), 0);
+}
+
+#[test]
 fn early_encoding_allocates_and_frees() {
     let (guest, _pasids) = guest(VirtualCommandEncoding::Early);
     assert_eq!(guest.read64(0xe00) & 1, 1, "VCCAP.PAS");

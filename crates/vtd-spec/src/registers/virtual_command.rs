@@ -29,8 +29,11 @@ pub mod early {
     pub const VCMD_EO: u64 = 0xe18;
     /// Offset of VCRSP.
     pub const VCRSP: u64 = 0xe20;
-    /// Status 2: no PASID available, or the PASID to be freed is invalid. Linux up to 5.11 expects 1.
+    /// Status 2: no PASID available, or the PASID to be freed is invalid.
     pub const STATUS_NO_PASID: u8 = 2;
+    /// What Linux 5.7 to 5.11 takes for [`STATUS_NO_PASID`]. \[Linux 5.11 drivers/iommu/intel/pasid.h:
+    /// VCMD_VRSP_SC_NO_PASID_AVAIL\]
+    pub const STATUS_NO_PASID_LINUX_5_11: u8 = 1;
 
     /// VCCAP, read-only.
     #[bitfield(u64)]

@@ -19,7 +19,9 @@ const IN_PROGRESS: u64 = 1;
 impl VirtualCommandEncoding {
     const fn offsets(self) -> Offsets {
         match self {
-            Self::Early => Offsets { capability: early::VCCAP, command: early::VCMD, response: early::VCRSP },
+            Self::Early | Self::EarlyNoPasid1 => {
+                Offsets { capability: early::VCCAP, command: early::VCMD, response: early::VCRSP }
+            }
             Self::Final => {
                 Offsets { capability: r#final::VCCAP, command: r#final::VCMD, response: r#final::VCRSP }
             }
