@@ -103,7 +103,7 @@ impl Work {
 
 #[derive(Arbitrary, Debug)]
 enum Action {
-    Submit { queue: u8, work: Work },
+    Submit { queue: u8, work: Work, at_once: bool },
     List { at: u8, work: Work },
     Portal { offset: u16, bytes: Vec<u8> },
     Register { offset: u16, value: u32, wide: Option<u32> },
@@ -176,8 +176,14 @@ impl Machine {
 
     fn act(&self, action: &Action) {
         match action {
-            Action::Submit { queue, work } => {
+            Action::Submit { queue, work, at_once } => {
+                let record = GuestAddress(work.record.get());
+                // What was written there before is no answer.
+                let _ = self.memory.write_obj(0u8, record);
                 self.dsa.bar_write(2, u64::from(queue & 7) * 0x4000, &work.bytes());
+                if !at_once {
+                    self.settle(record);
+                }
             }
             Action::List { at, work } => {
                 self.store(LIST + u64::from(at & 0x3f) * 64, &work.bytes());
@@ -221,6 +227,16 @@ impl Machine {
     fn store(&self, at: u64, bytes: &[u8]) {
         // Where there is no memory nothing is written.
         let _ = self.memory.write_slice(bytes, GuestAddress(at));
+    }
+
+    /// Gives an engine the time that most descriptors take; some never write a record.
+    fn settle(&self, record: GuestAddress) {
+        for _ in 0..100 {
+            if self.memory.read_obj::<u8>(record).unwrap_or(1) != 0 {
+                break;
+            }
+            std::thread::yield_now();
+        }
     }
 
     fn until(&self, what: &str, holds: impl Fn() -> bool) {
