@@ -16,8 +16,9 @@ use vtd_spec::descriptors::{
 };
 use vtd_spec::registers::offset;
 use vtd_spec::{AddressRange, Descriptor, DomainId, Pasid, SourceId};
-use vtd_unit::{Endpoint, Message, Notify, PageRequest, Requester, Unit, UnitConfig};
+use vtd_unit::{Endpoint, PageRequest, Requester, Unit, UnitConfig};
 
+use crate::deaf::Deaf;
 use crate::steps::steps;
 
 type Memory = GuestMemoryMmap<()>;
@@ -82,12 +83,6 @@ struct Page {
     stored: AtomicUsize,
     /// Behind what it may not be any more: what was complete last.
     complete: AtomicUsize,
-}
-
-struct Deaf;
-
-impl Notify for Deaf {
-    fn message(&self, _: Message) {}
 }
 
 struct Machine {

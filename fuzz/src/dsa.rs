@@ -4,15 +4,16 @@
 //! changes meanwhile. What must hold: nothing panics, a reset ends all work, and the device works after it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use dsa::Dsa;
 use pci::PciFunction;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vtd_unit::{Message, Notify, SourceId, Unit, UnitConfig};
+use vtd_unit::{SourceId, Unit, UnitConfig};
 
+use crate::deaf::Deaf;
 use crate::steps::steps;
+use crate::until::until;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -116,12 +117,6 @@ enum Action {
     Store { at: Address, value: u64 },
     Prepare,
     Reset,
-}
-
-struct Deaf;
-
-impl Notify for Deaf {
-    fn message(&self, _: Message) {}
 }
 
 struct Machine {
@@ -239,21 +234,13 @@ impl Machine {
         }
     }
 
-    fn until(&self, what: &str, holds: impl Fn() -> bool) {
-        let started = Instant::now();
-        while !holds() {
-            assert!(started.elapsed() < Duration::from_secs(20), "{what}");
-            std::thread::yield_now();
-        }
-    }
-
     /// A reset by command, one by configuration space, and a move.
     fn works_after_a_reset(&self) {
         self.write32(CMD, RESET << 20);
         self.dsa.reset();
         assert_eq!(self.read32(GENSTS) & 3, 0, "disabled");
         self.prepare();
-        self.until("a command that never ends", || self.read32(CMDSTATUS) >> 31 == 0);
+        until("a command that never ends", || self.read32(CMDSTATUS) >> 31 == 0);
         assert_eq!(self.read32(CMDSTATUS) & 0xff, 0, "enabled as on the first day");
         self.store(RECORDS, &[0; 32]);
         self.store(DATA, b"whatever was before");
@@ -265,7 +252,7 @@ impl Machine {
         }
         self.dsa.bar_write(2, 0, &descriptor);
         let status = || self.memory.read_obj::<u8>(GuestAddress(RECORDS)).unwrap();
-        self.until("a move that never ends", || status() != 0);
+        until("a move that never ends", || status() != 0);
         assert_eq!(status(), 1);
         let mut moved = [0; 19];
         self.memory.read_slice(&mut moved, GuestAddress(DATA + 0x1000)).unwrap();

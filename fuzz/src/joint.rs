@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
@@ -27,6 +26,7 @@ use vtd_unit::{
 use super::ledger::Ledger;
 
 use crate::steps::steps;
+use crate::until::until;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -472,11 +472,8 @@ impl Machine {
         // Whatever the guest had in its queue before is not looked at any more.
         self.submit([7 | 3 << 4, 0, 0, 0]);
         self.submit([5 | 1 << 5 | 2 << 32, STATUS, 0, 0]);
-        let started = Instant::now();
-        while self.memory.read_obj::<u32>(GuestAddress(STATUS)).unwrap() != 2 {
-            assert!(started.elapsed() < Duration::from_secs(20), "the invalidation never completes");
-            std::thread::yield_now();
-        }
+        let status = || self.memory.read_obj::<u32>(GuestAddress(STATUS)).unwrap();
+        until("the invalidation never completes", || status() == 2);
         for assigned in &self.assigned {
             let bound = assigned.bound();
             let by_guest: BTreeMap<Pasid, Attachment> =

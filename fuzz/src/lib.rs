@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod concurrent;
+mod deaf;
 pub mod dsa;
 pub mod joint;
 /// Books of a host, as the tests of the joint keep them.
@@ -14,4 +15,5 @@ mod ledger;
 pub mod pci;
 mod steps;
 pub mod unit;
+mod until;
 pub mod virtio;

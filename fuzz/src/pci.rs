@@ -195,6 +195,10 @@ impl Model {
         u32::from_le_bytes(data)
     }
 
+    fn within_a_dword(offset: u16, length: usize) {
+        assert!((1..=4 - usize::from(offset % 4)).contains(&length) && offset < 4096, "{offset:#x} {length}");
+    }
+
     fn in_bar(bar: usize, offset: u64, length: usize) {
         let size = BAR_SIZES[bar];
         assert!(length > 0 && offset < size && length as u64 <= size - offset, "{bar}: {offset:#x} {length}");
@@ -203,12 +207,12 @@ impl Model {
 
 impl PciFunction for Model {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
-        assert!(usize::from(offset % 4) + data.len() <= 4 && !data.is_empty() && offset < 4096);
+        Self::within_a_dword(offset, data.len());
         self.config.lock().unwrap().read(offset, data);
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
-        assert!(usize::from(offset % 4) + data.len() <= 4 && !data.is_empty() && offset < 4096);
+        Self::within_a_dword(offset, data.len());
         let mut config = self.config.lock().unwrap();
         let before = config.bars();
         let changes = config.write(offset, data);
@@ -267,6 +271,11 @@ pub fn run(input: &Input) {
     assert!(machine.image() == machine.first_day, "a reset leaves nothing behind");
 }
 
+/// Where the configuration space of a device and function begins in the ECAM window.
+fn window((device, function): (u8, u8)) -> u64 {
+    u64::from(device) << 15 | u64::from(function) << 12
+}
+
 impl Machine {
     fn new() -> Self {
         let mut root = RootComplex::new();
@@ -288,16 +297,15 @@ impl Machine {
         let mut image = vec![0; 4096 * (PLACES.len() + 2)];
         let mut places = vec![(0, 0), (5, 5)];
         places.extend(PLACES);
-        for ((device, function), image) in places.into_iter().zip(image.chunks_exact_mut(4096)) {
-            self.root.ecam_read(u64::from(device) << 15 | u64::from(function) << 12, image);
+        for (place, image) in places.into_iter().zip(image.chunks_exact_mut(4096)) {
+            self.root.ecam_read(window(place), image);
         }
         image
     }
 
     fn place(place: u8) -> (usize, u64) {
         let index = usize::from(place) % PLACES.len();
-        let (device, function) = PLACES[index];
-        (index, u64::from(device) << 15 | u64::from(function) << 12)
+        (index, window(PLACES[index]))
     }
 
     fn write(&self, at: u64, value: u32) {
@@ -387,10 +395,7 @@ impl Machine {
     }
 
     fn capability(&self, index: usize, id: CapabilityId) -> u16 {
-        let config = self.models[index].config.lock().unwrap();
-        let found = config.capabilities(id).next().unwrap();
-        drop(config);
-        found
+        self.models[index].config.lock().unwrap().capabilities(id).next().unwrap()
     }
 
     /// Through both ways in, one register.

@@ -7,7 +7,6 @@
 use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -24,6 +23,7 @@ use vtd_unit::{
 };
 
 use crate::steps::steps;
+use crate::until::until;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -643,7 +643,6 @@ impl Machine {
 
     /// Work ends: the queue is empty, stopped by an error or off, and no more was done than asked for.
     fn comes_to_rest(&self) {
-        let started = Instant::now();
         // A command of an invalidation register that is not done.
         let commanded = || (self.read64(offset::CCMD) | self.read64(0xf08)) >> 63 != 0;
         let at_rest = || {
@@ -654,10 +653,7 @@ impl Machine {
                 || self.read32(offset::FSTS) & 0x50 != 0
                 || self.read64(offset::IQH) == self.read64(offset::IQT)
         };
-        while !at_rest() {
-            assert!(started.elapsed() < Duration::from_secs(20), "the queue never comes to rest");
-            std::thread::yield_now();
-        }
+        until("the queue never comes to rest", at_rest);
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         assert!(count(&self.counts.invalidations) <= self.fetched);
         assert!(count(&self.counts.responses) <= self.fetched + self.requests);

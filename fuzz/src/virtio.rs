@@ -7,15 +7,16 @@
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use pci::{CapabilityId, PciFunction};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm::virtio::{Disk, DiskOptions, VirtioBlock};
-use vtd_unit::{Endpoint, Message, Notify, SourceId, Unit, UnitConfig};
+use vtd_unit::{Endpoint, SourceId, Unit, UnitConfig};
 
+use crate::deaf::Deaf;
 use crate::steps::steps;
+use crate::until::until;
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -167,12 +168,6 @@ enum Action {
     /// Until the device has nothing more to do.
     Settle,
     Reset,
-}
-
-struct Deaf;
-
-impl Notify for Deaf {
-    fn message(&self, _: Message) {}
 }
 
 struct Machine {
@@ -402,11 +397,7 @@ impl Machine {
             writable: true,
             indirect: false,
         });
-        let started = Instant::now();
-        while self.word(DEVICE + 2) != 1 {
-            assert!(started.elapsed() < Duration::from_secs(20), "a request that never ends");
-            std::thread::yield_now();
-        }
+        until("a request that never ends", || self.word(DEVICE + 2) == 1);
         let status: u8 = self.memory.read_obj(GuestAddress(HEADERS + 0x805)).unwrap();
         let (mut read, mut sector) = ([0; 512], [0; 512]);
         self.memory.read_slice(&mut read, GuestAddress(DATA)).unwrap();

@@ -1,26 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The body of the fuzz target `dsa`, over inputs that a test can afford. The fuzzer itself goes further: see
-//! `fuzz/fuzz_targets/dsa.rs`.
+//! The fuzz target `dsa`, see `fuzz/fuzz_targets/dsa.rs`, as an ordinary test.
 
+#[path = "../../../fuzz/src/as_test.rs"]
+mod as_test;
+#[path = "../../../fuzz/src/deaf.rs"]
+mod deaf;
+#[path = "../../../fuzz/src/steps.rs"]
+mod steps;
 #[path = "../../../fuzz/src/dsa.rs"]
 #[allow(missing_docs, reason = "documented where it is a library")]
 mod target;
+#[path = "../../../fuzz/src/until.rs"]
+mod until;
 
-#[path = "../../../fuzz/src/steps.rs"]
-mod steps;
-
-use arbitrary::{Arbitrary, Unstructured};
-use proptest::prelude::*;
 use target::{Input, run};
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn hostile_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..4096)) {
-        if let Ok(input) = Input::arbitrary(&mut Unstructured::new(&bytes)) {
-            run(&input);
-        }
-    }
+#[test]
+fn hostile_bytes_do_no_harm() {
+    as_test::run_inputs::<Input>(500, 4096, run);
 }

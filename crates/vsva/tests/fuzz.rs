@@ -1,28 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The body of the fuzz target `joint`, over inputs that a test can afford. The fuzzer itself goes further: see
-//! `fuzz/fuzz_targets/joint.rs`.
+//! The fuzz target `joint`, see `fuzz/fuzz_targets/joint.rs`, as an ordinary test.
 
-#[path = "../../../fuzz/src/joint.rs"]
-#[allow(missing_docs, reason = "documented where it is a library")]
-mod joint;
+#[path = "../../../fuzz/src/as_test.rs"]
+mod as_test;
 #[path = "rig/ledger.rs"]
 mod ledger;
-
 #[path = "../../../fuzz/src/steps.rs"]
 mod steps;
+#[path = "../../../fuzz/src/joint.rs"]
+#[allow(missing_docs, reason = "documented where it is a library")]
+mod target;
+#[path = "../../../fuzz/src/until.rs"]
+mod until;
 
-use arbitrary::{Arbitrary, Unstructured};
-use joint::{Input, run};
-use proptest::prelude::*;
+use target::{Input, run};
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn hostile_bytes_do_no_harm(bytes in prop::collection::vec(any::<u8>(), 0..2048)) {
-        if let Ok(input) = Input::arbitrary(&mut Unstructured::new(&bytes)) {
-            run(&input);
-        }
-    }
+#[test]
+fn hostile_bytes_do_no_harm() {
+    as_test::run_inputs::<Input>(1000, 2048, run);
 }

@@ -1,26 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The body of the fuzz target `concurrent`, over inputs that a test can afford. The fuzzer itself goes further: see
-//! `fuzz/fuzz_targets/concurrent.rs`.
+//! The fuzz target `concurrent`, see `fuzz/fuzz_targets/concurrent.rs`, as an ordinary test.
 
-#[path = "../../../fuzz/src/concurrent.rs"]
-#[allow(missing_docs, reason = "documented where it is a library")]
-mod concurrent;
-
+#[path = "../../../fuzz/src/as_test.rs"]
+mod as_test;
+#[path = "../../../fuzz/src/deaf.rs"]
+mod deaf;
 #[path = "../../../fuzz/src/steps.rs"]
 mod steps;
+#[path = "../../../fuzz/src/concurrent.rs"]
+#[allow(missing_docs, reason = "documented where it is a library")]
+mod target;
 
-use arbitrary::{Arbitrary, Unstructured};
-use concurrent::{Input, run};
-use proptest::prelude::*;
+use target::{Input, run};
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn what_is_read_is_what_the_tables_held(bytes in prop::collection::vec(any::<u8>(), 0..1024)) {
-        if let Ok(input) = Input::arbitrary(&mut Unstructured::new(&bytes)) {
-            run(&input);
-        }
-    }
+#[test]
+fn what_is_read_is_what_the_tables_held() {
+    as_test::run_inputs::<Input>(100, 1024, run);
 }
