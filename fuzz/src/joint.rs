@@ -357,6 +357,22 @@ impl Machine {
         self.unit.write(offset::IQT, &self.tail.to_le_bytes());
     }
 
+    /// Where a descriptor has stopped the queue, puts a wait without effect in its place and clears the error, as a kernel does:
+    /// nothing behind it would be looked at otherwise. \[Linux drivers/iommu/intel/dmar.c: qi_check_fault\]
+    fn recover(&self) {
+        let (mut status, mut head) = ([0; 4], [0; 8]);
+        self.unit.read(offset::FSTS, &mut status);
+        let errors = u32::from_le_bytes(status) & 0x70;
+        if errors != 0 {
+            self.unit.read(offset::IQH, &mut head);
+            let at = QUEUE + u64::from_le_bytes(head) % QUEUE_BYTES;
+            for (at, qword) in (at..).step_by(8).zip([5 | 1 << 6, 0, 0, 0]) {
+                self.store(at, qword);
+            }
+            self.unit.write(offset::FSTS, &errors.to_le_bytes());
+        }
+    }
+
     fn port(&self, function: bool) -> Option<&Endpoint<HostMemory>> {
         self.ports.get(usize::from(function))
     }
@@ -388,6 +404,7 @@ impl Machine {
                 let (domain, pasid) = (u64::from(domain & 3) << 16, u64::from(*pasid) << 32);
                 let function = u64::from(FUNCTIONS[usize::from(*kind >> 7)].0);
                 let range = u64::from(range & 0xf) << 12 | u64::from(range >> 4);
+                self.recover();
                 self.submit(match kind % 10 {
                     0 => [7 | 3 << 4, 0, 0, 0],
                     1 => [7 | domain, 0, 0, 0],
