@@ -65,40 +65,114 @@ impl Address {
     }
 }
 
-/// A descriptor: mostly an operation that there is, with flags that go with it.
+/// A descriptor as drivers make them, or with something that is not right.
 #[derive(Arbitrary, Debug)]
 struct Work {
     operation: u8,
-    any_operation: Option<u8>,
-    flags: u8,
-    more_flags: Option<u16>,
-    record: Address,
+    record: u8,
     source: Address,
     destination: Address,
     size: u16,
-    any_size: Option<u32>,
-    rest: [u8; 24],
-    plain: bool,
+    /// What the operation can also do: check its result, or read its seed from memory.
+    also: bool,
+    number: u8,
+    /// The twist, where this is small.
+    plain: u8,
+    twist: Twist,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Twist {
+    Operation(u8),
+    Flags(u32),
+    Record(Address),
+    Size(u32),
+    Third(Address),
+    Byte { at: u8, value: u8 },
 }
 
 impl Work {
     fn bytes(&self) -> [u8; 64] {
-        const KNOWN: [u8; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x10, 0x11, 0x20, 3];
-        let operation = self.any_operation.filter(|operation| operation % 16 == 0);
-        let operation = operation.unwrap_or(KNOWN[usize::from(self.operation) % KNOWN.len()]);
+        const KNOWN: [u8; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0x10, 0x11, 0x20, 7, 8, 0x11];
+        /// Where a third buffer is: a delta record, the other half of a dualcast.
+        const THIRD: u64 = DATA + 0x4_0000;
+        /// A valid record is wanted.
+        const RECORD: u32 = 0xc;
+        const CHECK_RESULT: u32 = 1 << 7;
+        const READ_SEED: u32 = 1 << 16;
+        const DELTA_ENTRY: u32 = 10;
+        let operation = KNOWN[usize::from(self.operation) % KNOWN.len()];
+        let (mut source, mut destination) = (self.source.get(), self.destination.get());
+        let mut size = 1 + u32::from(self.size) % 0x2000;
+        let (mut flags, number) = (RECORD, u32::from(self.number));
         let mut bytes = [0; 64];
-        // A record that is valid and wanted, and some of the others.
-        let flags = u32::from(self.flags) & 3 | 0xc | u32::from(self.more_flags.unwrap_or(0)) << 4;
-        bytes[4..8].copy_from_slice(&(flags & 0xff_ffff | u32::from(operation) << 24).to_le_bytes());
-        bytes[8..16].copy_from_slice(&self.record.get().to_le_bytes());
-        bytes[16..24].copy_from_slice(&self.source.get().to_le_bytes());
-        bytes[24..32].copy_from_slice(&self.destination.get().to_le_bytes());
-        let size = self.any_size.unwrap_or(u32::from(self.size) % 0x2000);
+        match operation {
+            0 | 2 => (source, destination, size) = (0, 0, 0),
+            1 => {
+                (source, destination) = (LIST + u64::from(self.number & 0x1f) * 64, 0);
+                size = 2 + size % 16;
+            }
+            5 | 6 if self.also => {
+                flags |= CHECK_RESULT;
+                bytes[40] = self.number & 1;
+            }
+            7 => {
+                (source, destination, size) = (source & !7, destination & !7, size & !7);
+                bytes[40..48].copy_from_slice(&THIRD.to_le_bytes());
+                bytes[48..52].copy_from_slice(&(80 + number * DELTA_ENTRY).to_le_bytes());
+                if self.also {
+                    flags |= CHECK_RESULT;
+                    bytes[56] = self.number & 3;
+                }
+            }
+            8 => {
+                (source, destination, size) = (THIRD, destination & !7, size & !7);
+                bytes[40..44].copy_from_slice(&((1 + number) * DELTA_ENTRY).to_le_bytes());
+            }
+            9 => bytes[40..48].copy_from_slice(&(THIRD | destination & 0xfff).to_le_bytes()),
+            0x10 | 0x11 => {
+                if operation == 0x10 {
+                    destination = 0;
+                }
+                bytes[40..44].copy_from_slice(&(number << 20).to_le_bytes());
+                if self.also {
+                    flags |= READ_SEED;
+                    bytes[48..56].copy_from_slice(&(RECORDS + u64::from(self.number) * 4).to_le_bytes());
+                }
+            }
+            0x20 => source = 0,
+            _ => {}
+        }
+        bytes[4..8].copy_from_slice(&(flags | u32::from(operation) << 24).to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.record().to_le_bytes());
+        bytes[16..24].copy_from_slice(&source.to_le_bytes());
+        bytes[24..32].copy_from_slice(&destination.to_le_bytes());
         bytes[32..36].copy_from_slice(&size.to_le_bytes());
-        if !self.plain {
-            bytes[40..64].copy_from_slice(&self.rest);
+        if self.is_twisted() {
+            match &self.twist {
+                Twist::Operation(operation) => bytes[7] = *operation,
+                Twist::Flags(more) => {
+                    let flags = flags ^ more & 0xff_ffff;
+                    bytes[4..7].copy_from_slice(&flags.to_le_bytes()[..3]);
+                }
+                Twist::Record(_) => {}
+                Twist::Size(size) => bytes[32..36].copy_from_slice(&size.to_le_bytes()),
+                Twist::Third(address) => bytes[40..48].copy_from_slice(&address.get().to_le_bytes()),
+                Twist::Byte { at, value } => bytes[usize::from(at % 64)] = *value,
+            }
         }
         bytes
+    }
+
+    fn is_twisted(&self) -> bool {
+        self.plain < 0x60
+    }
+
+    fn record(&self) -> u64 {
+        match &self.twist {
+            Twist::Record(address) if self.is_twisted() => address.get(),
+            _ => RECORDS + u64::from(self.record) * 32,
+        }
     }
 }
 
@@ -172,7 +246,7 @@ impl Machine {
     fn act(&self, action: &Action) {
         match action {
             Action::Submit { queue, work, at_once } => {
-                let record = GuestAddress(work.record.get());
+                let record = GuestAddress(work.record());
                 // What was written there before is no answer.
                 let _ = self.memory.write_obj(0u8, record);
                 self.dsa.bar_write(2, u64::from(queue & 7) * 0x4000, &work.bytes());
